@@ -1,0 +1,565 @@
+"The engine pool: right answers, the same ones every time, none made up, and no process left behind."
+import gc, multiprocessing, os, random, signal, stat, subprocess, sys, textwrap, threading, time
+from concurrent.futures import CancelledError, Future
+
+import chess, chess.engine
+import numpy as np
+import pytest
+
+import grpo_chess
+from grpo_chess import engine as E
+from grpo_chess.board import PositionError
+from grpo_chess.engine import MATE, EngineConfig, EngineError, EnginePool, find_engine, is_mate, last_score, move_scores, score_code, score_text
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(grpo_chess.__file__)))
+START = chess.STARTING_FEN
+MATED, STALEMATE = "R5k1/5ppp/8/8/8/8/8/6K1 b - - 0 1", "7k/5Q2/6K1/8/8/8/8/8 b - - 0 1"
+NO_KING = "rnbq1bnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w - - 0 1"
+
+def played(n, seed=0):
+    rng, seen = random.Random(seed), {}
+    while len(seen) < n:
+        b = chess.Board()
+        for _ in range(rng.randrange(2, 80)):
+            if b.is_game_over(): break
+            b.push(rng.choice(list(b.legal_moves)))
+        if not b.is_game_over(): seen[b.fen()] = None
+    return list(seen)
+
+FENS = played(200)
+
+def one(**kw): return EngineConfig(**{"processes": 1, **kw})
+def running(pid):
+    "Is this process there and not a zombie?"
+    try: return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError: return False
+def children():
+    out = subprocess.run(["ps", "-o", "pid=,stat=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout
+    return [line for line in out.splitlines() if "ps -o" not in line]
+def until(condition, seconds=10.):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end: time.sleep(.02)
+    return condition()
+
+@pytest.fixture(autouse=True)
+def no_process_left(request):
+    yield
+    gc.collect()
+    assert until(lambda: not children(), 5), children()
+
+@pytest.fixture(scope="module")
+def truth():
+    "Clean depth-4 scores by an independent program: python-chess, one position at a time, a new game before each."
+    out = []
+    with chess.engine.SimpleEngine.popen_uci(find_engine()) as eng:
+        eng.configure({"Hash": 1, "Threads": 1})
+        for fen in FENS:
+            score = eng.analyse(chess.Board(fen), chess.engine.Limit(depth=4), game=object())["score"].relative
+            out.append(score.score() if not score.is_mate() else (MATE - score.mate() if score.mate() > 0 else -MATE - score.mate()))
+    assert len(set(out)) > 100
+    return np.array(out, dtype=np.int32)
+
+# --- scores --------------------------------------------------------------------------------------
+
+def test_codes_are_ordered_as_chess_orders_them():
+    said = ["mate 0", "mate -1", "mate -20", "cp -99999", "cp -300", "cp 0", "cp 12", "cp 31500", "mate 20", "mate 1"]
+    codes = [score_code(*s.split()) for s in said]
+    assert codes == sorted(codes) and len(set(codes)) == len(codes)
+    assert codes[0] == -MATE and codes[1] == 1 - MATE and codes[-1] == MATE - 1 and codes[4:7] == [-300, 0, 12]
+    assert is_mate(np.array(codes)).tolist() == [True]*3 + [False]*5 + [True]*2
+    assert [score_text(c) for c in codes[:3]] == ["#-0", "#-1", "#-20"] and score_text(-5) == "-0.05" and score_text(MATE - 7) == "#7"
+
+@pytest.mark.parametrize("bad", ["wdl 3", "cp x", "mate 1.5"])
+def test_codes_refuse_rubbish(bad):
+    with pytest.raises(ValueError): score_code(*bad.split())
+
+def test_last_exact_score_counts():
+    a, b = b"info depth 3 score cp -7 nodes 10 pv e2e4\n", b"info depth 4 score cp 90 %s nodes 12 pv e2e4\n"
+    assert last_score(a) == -7 and last_score(a + b % b"lowerbound") == -7 and last_score(a + b % b"upperbound") == -7
+    assert last_score(a + b % b"wdl 1 2 3") == 90 and last_score(a + b"info depth 0 score mate 0") == -MATE
+    for nothing in (b"", b"info depth 1 currmove e2e4", b % b"lowerbound"):
+        with pytest.raises(E._Fault): last_score(nothing)
+
+def test_move_scores_take_the_last_list():
+    lists = "info depth 1 multipv 1 score cp 9 nodes 1 pv a2a3\ninfo depth 1 multipv 2 score cp 5 nodes 1 pv b7b8q\n" \
+            "info depth 2 multipv 1 score cp 7 {} nodes 1 pv b7b8q c7c6\ninfo depth 2 multipv 2 score mate -4 nodes 1 pv a2a3 h7h6\n"
+    assert move_scores(lists.format("").encode()) == {"b7b8q": 7, "a2a3": 4 - MATE}
+    assert move_scores(lists.format("lowerbound").encode()) == {"b7b8q": 5, "a2a3": 4 - MATE}
+    with pytest.raises(E._Fault): move_scores(b"info multipv 1 score cp 7 lowerbound nodes 1 pv e2e4\n")
+
+# --- right answers, always the same ones ---------------------------------------------------------
+
+def test_scores_are_those_of_an_independent_program(truth):
+    with EnginePool(one()) as pool: got = pool.evaluate(FENS)
+    assert got.dtype == np.int32 and (got == truth).all()
+
+@pytest.mark.parametrize("processes", [1, 2, 5])
+def test_a_score_is_a_function_of_the_position(truth, processes):
+    order = random.Random(processes).sample(range(len(FENS)), len(FENS))
+    with EnginePool(EngineConfig(processes=processes)) as pool:
+        pool.evaluate_moves(FENS[:5]), pool.best_moves(FENS[:5], skill=3), pool.evaluate(FENS[:7], depth=7)
+        got = pool.evaluate([FENS[k] for k in order])
+        assert (got == truth[order]).all()
+        assert (pool.evaluate(FENS[::-1], trusted=True) == truth[::-1]).all()
+        assert pool.asked == 17 + 2*len(FENS) and pool.restarts == 0
+
+def test_history_by_name_is_another_number(truth):
+    with EnginePool(one(deterministic=False)) as pool: warm = pool.evaluate(FENS)
+    with EnginePool(one(deterministic=False)) as pool: back = pool.evaluate(FENS[::-1])[::-1]
+    assert np.mean(warm != truth) > .2 and np.mean(warm != back) > .2
+    assert np.mean(np.abs(warm - truth) < 300) > .8       # but the same kind of number
+
+def test_moves_against_an_independent_program():
+    fens = FENS[:25]
+    with EnginePool() as pool: got = pool.evaluate_moves(fens, depth=3)
+    with chess.engine.SimpleEngine.popen_uci(find_engine()) as eng:
+        eng.configure({"Hash": 1})
+        for fen, scores in zip(fens, got):
+            lines = eng.analyse(chess.Board(fen), chess.engine.Limit(depth=3), multipv=256, game=object())
+            want = {l["pv"][0].uci(): l["score"].relative.score(mate_score=MATE) for l in lines}
+            assert scores == want and list(scores) == list(want)
+            assert set(scores) == {m.uci() for m in chess.Board(fen).legal_moves}
+
+def test_promotions_and_many_moves():
+    many = "R6R/3Q4/1Q4Q1/4Q3/2Q4Q/Q4Q2/pp1Q4/kBNN1KB1 w - - 0 1"       # 218 legal moves
+    with EnginePool(one()) as pool: a, b = pool.evaluate_moves([many, "8/P6k/8/8/8/8/8/K7 w - - 0 1"], depth=1)
+    assert len(a) == 218 and {"a7a8q", "a7a8n", "a7a8r", "a7a8b"} <= set(b)
+
+def test_best_moves_are_those_of_the_engine():
+    with EnginePool() as pool: got = pool.best_moves(FENS[:60])
+    with chess.engine.SimpleEngine.popen_uci(find_engine()) as eng:
+        eng.configure({"Hash": 1})
+        want = [eng.play(chess.Board(f), chess.engine.Limit(depth=4), game=object()).move.uci() for f in FENS[:60]]
+    assert got == want
+
+def test_games_that_are_over():
+    with EnginePool(one()) as pool:
+        assert pool.evaluate([MATED, STALEMATE, START, MATED])[[0, 1, 3]].tolist() == [-MATE, 0, -MATE]
+        assert pool.evaluate_moves([STALEMATE, MATED]) == [{}, {}]
+        for over in (MATED, STALEMATE):
+            with pytest.raises(PositionError, match=over.split()[0]): pool.best_moves([START, over, START])
+        assert pool.restarts == 0 and len(pool.best_moves([START])) == 1
+
+def test_mates_and_sides():
+    with EnginePool(one()) as pool:
+        got = pool.evaluate(["6k1/5ppp/8/8/8/8/8/R5K1 w - - 0 1", "k7/8/1QK5/8/8/8/8/8 b - - 0 1", "3qk3/8/8/8/8/8/8/4K3 b - - 0 1"], depth=6)
+    assert got[0] == MATE - 1 and got[1] in (-MATE + 1, 0) and 500 < got[2]
+
+def test_limits():
+    with EnginePool(one(nodes=2000)) as pool:
+        by_config = pool.evaluate(FENS[:20])
+        assert (pool.evaluate(FENS[:20], nodes=2000) == by_config).all()
+        deep = pool.evaluate(FENS[:20], depth=1)
+        assert (deep != by_config).any()
+        with EnginePool(one(depth=1)) as other: assert (other.evaluate(FENS[:20]) == deep).all()
+        with pytest.raises(EngineError, match="3 of 20"): pool.evaluate_moves([START], nodes=30)
+        assert len(pool.evaluate_moves([START], nodes=20000)[0]) == 20
+
+def test_nothing_asked():
+    with EnginePool(one()) as pool:
+        assert pool.evaluate([]).shape == (0,) and pool.evaluate([]).dtype == np.int32
+        assert pool.evaluate_moves([]) == [] == pool.best_moves([]) and pool.pids() == []
+
+def test_skill_varies_and_leaves_no_trace(truth):
+    with EnginePool(one()) as pool:
+        assert len(set(pool.best_moves([START]*200, depth=1, skill=0))) > 2
+        assert (pool.evaluate(FENS[:50]) == truth[:50]).all()
+        assert len(set(pool.best_moves([START]*50))) == 1
+        for bad in (-1, 21):
+            with pytest.raises(ValueError): pool.best_moves([START], skill=bad)
+
+def test_threads_share_a_pool(truth):
+    with EnginePool(EngineConfig(processes=2)) as pool:
+        got, parts = {}, [(k, kind) for k in range(4) for kind in ("score", "best")]
+        def ask(k, kind):
+            for i in range(k, len(FENS), 20):
+                got[i, kind] = pool.evaluate(FENS[i:i+2]) if kind == "score" else pool.best_moves(FENS[i:i+2])
+        threads = [threading.Thread(target=ask, args=p) for p in parts]
+        for t in threads: t.start()
+        for t in threads: t.join()
+        for (i, kind), answer in got.items():
+            if kind == "score": assert (answer == truth[i:i+2]).all()
+            else: assert all(chess.Move.from_uci(m) in chess.Board(f).legal_moves for m, f in zip(answer, FENS[i:i+2]))
+
+def test_futures(truth):
+    with EnginePool(EngineConfig(processes=2)) as pool:
+        futures = [pool.submit(FENS), pool.submit_moves(FENS[:3]), pool.submit_best(FENS[:3])]
+        assert all(isinstance(f, Future) for f in futures)
+        scores, moves, best = [f.result(30) for f in futures]
+        assert (scores == truth).all() and [next(iter(m)) for m in moves] and len(best) == 3
+        failed = pool.submit([START, NO_KING])
+        assert isinstance(failed.exception(5), PositionError)
+        slow, waiting = pool.submit(FENS, depth=9), pool.submit(FENS[:3], depth=2)
+        assert waiting.cancel()
+        with pytest.raises(CancelledError): waiting.result()
+        assert len(slow.result(60)) == len(FENS)
+
+# --- refused before it is sent -------------------------------------------------------------------
+
+@pytest.mark.parametrize("bad", [NO_KING, "8/8/8/8 w - - 0 1", "", "4k3/8/8/8/8/8/8/4K2R w KQ - 0 1", "4k3/4R3/8/8/8/8/8/4K3 w - - 0 1"])
+@pytest.mark.parametrize("ask", ["evaluate", "evaluate_moves", "best_moves"])
+def test_illegal_positions_are_named_and_nothing_is_sent(ask, bad):
+    with EnginePool(one()) as pool:
+        with pytest.raises(PositionError) as e: getattr(pool, ask)([START, bad])
+        assert repr(bad) in str(e.value) or bad.split()[0] in str(e.value)
+        assert pool.pids() == [] and pool.asked == 0
+
+def test_a_line_break_cannot_smuggle_commands():
+    with EnginePool(one()) as pool:
+        assert pool.evaluate([START.replace(" ", "\n")])[0] == pool.evaluate([START])[0]
+        with pytest.raises(PositionError, match="line break"): pool.evaluate([START + "\nquit"], trusted=True)
+        assert pool.restarts == 0
+
+def test_misuse():
+    with EnginePool(one()) as pool:
+        with pytest.raises(TypeError): pool.evaluate(START)
+        for limit in (dict(depth=0), dict(nodes=0), dict(depth=-3)):
+            with pytest.raises(ValueError): pool.evaluate([START], **limit)
+    for wrong in (dict(depth=0), dict(processes=-1), dict(timeout=0), dict(retries=-1), dict(hash_mb=0)):
+        with pytest.raises(ValueError, match=next(iter(wrong))): EngineConfig(**wrong)
+
+def test_an_illegal_position_that_is_trusted_ends_in_an_error_not_in_a_score():
+    crash = "k7/8/8/8/8/8/8/7Q w - - 0 1"      # no white king: Stockfish 15.1 dies of it
+    with EnginePool(one(timeout=5, retries=1)) as pool:
+        with pytest.raises(EngineError, match="k7/8/8/8/8/8/8/7Q"): pool.evaluate([START, crash, START], trusted=True)
+        assert pool.restarts == 1 and pool.evaluate([START]).shape == (1,)
+
+# --- engines that die, hang, lie -----------------------------------------------------------------
+
+FAKE = '''#!{python} -IS
+import os, sys, time
+folder, n, fen = {folder!r}, 0, ""
+born = len(os.listdir(folder)); log = open(os.path.join(folder, str(born)), "w", buffering=1)     # born: how many lived before
+def say(*lines): sys.stdout.write("".join(l + "\\n" for l in lines)); sys.stdout.flush()
+def score(fen): return sum(map(ord, fen)) % 997
+def answer(): say(f"info depth 1 score cp {{score(fen)}} nodes 1 pv a1a1", "bestmove a1a2")
+while line := sys.stdin.readline():
+    log.write(line)
+    if line == "uci\\n": say(*(f"option name {{o}} type spin" for o in ("Threads", "Hash", "MultiPV", "Skill Level")), "uciok")
+    elif line == "isready\\n": say("readyok")
+    elif line.startswith("position"): fen = line[13:-1]
+    elif line.startswith("go"):
+{body}
+        n += 1
+'''
+
+@pytest.fixture
+def fake(tmp_path):
+    "Make an engine that runs `body` on every `go`; .starts() and .log() tell what happened to it."
+    class Fake(str):
+        def starts(self): return len(os.listdir(self.folder))
+        def log(self, k): return [l for l in open(os.path.join(self.folder, str(k))).read().splitlines() if l != "isready"]
+    def make(body):
+        folder = tmp_path/f"log{len(os.listdir(tmp_path))}"
+        folder.mkdir()
+        path = Fake(folder.with_suffix(".engine"))
+        with open(path, "w") as f: f.write(FAKE.format(python=sys.executable, folder=str(folder), body=textwrap.indent(body, " "*8)))
+        os.chmod(path, stat.S_IRWXU)
+        E._says_uciok.cache_clear()
+        path.folder = str(folder)
+        find_engine(path)       # its first start is the check
+        return path
+    return make
+
+def fake_scores(fens): return [sum(map(ord, f)) % 997 for f in fens]
+
+def test_what_is_sent(fake):
+    path = fake("answer()")
+    with EnginePool(one(path=path, hash_mb=3)) as pool:
+        assert pool.evaluate(FENS).tolist() == fake_scores(FENS)
+        pool.evaluate(FENS[:2], nodes=77, trusted=True)
+        assert path.starts() == 2
+        log = path.log(1)
+    assert set(log[1:5]) == {"setoption name Threads value 1", "setoption name Hash value 3", "setoption name MultiPV value 1",
+                             "setoption name Skill Level value 20"} and log[0] == "uci"
+    want = [line for f in FENS for line in ("ucinewgame", f"position fen {f}", "go depth 4")]
+    assert log[5:] == want + [line for f in FENS[:2] for line in ("ucinewgame", f"position fen {f}", "go nodes 77")]
+
+def test_what_is_sent_when_history_is_kept(fake):
+    path = fake("answer()")
+    with EnginePool(one(path=path, deterministic=False)) as pool:
+        pool.evaluate(FENS[:10])
+        with pytest.raises(EngineError): pool.best_moves(FENS[:1], skill=4)       # a1a2 is illegal
+        log = path.log(1)
+    assert "ucinewgame" not in log and "setoption name Skill Level value 4" in log
+
+def test_dies_and_is_asked_again(fake):
+    path = fake("if born == 1 and n == 13: os._exit(3)\nanswer()")
+    with EnginePool(one(path=path)) as pool:
+        assert pool.evaluate(FENS).tolist() == fake_scores(FENS)
+        assert pool.restarts == 1 and path.starts() == 3
+        pool.evaluate(FENS)
+        assert pool.restarts == 1
+
+def test_hangs_and_is_asked_again(fake):
+    path = fake("if born == 1 and n == 13: time.sleep(1000)\nanswer()")
+    with EnginePool(one(path=path, timeout=.5)) as pool:
+        assert pool.evaluate(FENS).tolist() == fake_scores(FENS) and pool.restarts == 1
+
+def test_two_die_in_turn(fake):
+    path = fake("if n == 40: os._exit(1)\nanswer()")
+    with EnginePool(EngineConfig(path=path, processes=2, retries=1)) as pool:
+        assert pool.evaluate(FENS[:100]).tolist() == fake_scores(FENS[:100]) and pool.restarts >= 1
+
+BROKEN = dict(
+    dies="os._exit(7)",
+    dies_at_one="if fen.startswith(%r): os._exit(7)\nanswer()" % FENS[5].split()[0],
+    hangs="time.sleep(1000)",
+    talks_forever="while True: say('info depth 1 score cp 5 nodes 1 pv a1a1'*1000)",
+    no_score="say('bestmove e2e4')",
+    only_a_bound="say('info depth 1 score cp 5 lowerbound nodes 1', 'bestmove e2e4')",
+    no_number="say('info depth 1 score cp five nodes 1', 'bestmove e2e4')",
+    unknown_score="say('info depth 1 score elo 5 nodes 1', 'bestmove e2e4')",
+    empty_move="say('info depth 1 score cp 5 nodes 1', 'bestmove  ')",
+    invented_draw="say('info depth 0 score cp 0', 'bestmove (none)')",
+    too_many="answer(); answer()",
+    too_many_at_the_end="answer()\nif n == 3: answer()",
+    closes_output="os.close(1); time.sleep(1000)",
+    half_a_line="sys.stdout.write('info depth 1 score cp 5 nodes 1\\nbestmove e2'); sys.stdout.flush(); os._exit(0)",
+)
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_no_answer_is_an_error_never_a_score(fake, how):
+    path = fake(BROKEN[how])
+    with EnginePool(one(path=path, timeout=.4, retries=1)) as pool:
+        start = time.monotonic()
+        with pytest.raises(EngineError, match="failed 2 times") as e: pool.evaluate(FENS[:12])
+        assert time.monotonic() - start < 10 and pool.restarts == 1 and path.starts() == 3
+        assert any(repr(f) in str(e.value) for f in FENS[:12])
+        if how == "dies_at_one": assert repr(FENS[5]) in str(e.value)
+        if how == "dies": assert "exit code 7" in str(e.value)
+        if how == "hangs": assert "no answer within 0.4 s" in str(e.value)
+
+def test_illegal_best_move_and_missing_move_scores(fake):
+    path = fake("say('info depth 1 multipv 1 score cp 5 nodes 1 pv a1a1', 'bestmove e2e5')")
+    with EnginePool(one(path=path, retries=0)) as pool:
+        with pytest.raises(EngineError, match="illegal"): pool.best_moves([START])
+        with pytest.raises(EngineError, match="no score"): pool.evaluate_moves([START])
+
+def test_slow_is_not_hung(fake):
+    path = fake("time.sleep(.15)\nanswer()")
+    with EnginePool(one(path=path, timeout=1)) as pool:
+        assert pool.evaluate(FENS[:12]).tolist() == fake_scores(FENS[:12]) and pool.restarts == 0
+
+def test_a_failed_question_does_not_hurt_the_next(fake):
+    path = fake(BROKEN["dies_at_one"])
+    with EnginePool(EngineConfig(path=path, processes=2, retries=1)) as pool:
+        bad, good = pool.submit(FENS[:12]), pool.submit(FENS[20:60])
+        with pytest.raises(EngineError): bad.result(10)
+        assert good.result(10).tolist() == fake_scores(FENS[20:60])
+        assert pool.evaluate(FENS[20:60]).tolist() == fake_scores(FENS[20:60])
+
+def test_an_engine_that_disappears(fake):
+    path = fake("answer()")
+    pool = EnginePool(one(path=path, retries=1))
+    os.remove(path)
+    with pool, pytest.raises(EngineError, match="failed 2 times"): pool.evaluate(FENS[:3])
+
+def test_an_engine_without_the_options(tmp_path):
+    path = tmp_path/"bare"
+    path.write_text("#!/bin/sh\nread line; echo uciok; while read line; do :; done\n")
+    path.chmod(0o755)
+    with EnginePool(one(path=str(path))) as pool:
+        for _ in range(2):
+            with pytest.raises(EngineError, match="no UCI option"): pool.evaluate([START])
+        assert len(pool.pids()) == 1        # the engine was kept, not leaked
+
+def test_stockfish_killed_while_it_works(truth):
+    with EnginePool(EngineConfig(processes=2)) as pool:
+        deep = pool.evaluate(FENS, depth=7)
+        future = pool.submit(FENS, depth=7)
+        time.sleep(.1)
+        for pid in pool.pids(): os.kill(pid, signal.SIGKILL)
+        assert (future.result(60) == deep).all() and pool.restarts == 2
+        os.kill(pool.pids()[0], signal.SIGKILL)     # one that is idle
+        assert (pool.evaluate(FENS) == truth).all() and pool.restarts in (2, 3)
+
+def test_stockfish_stopped_while_it_works():
+    with EnginePool(one(timeout=1)) as pool:
+        want = pool.evaluate(FENS[:80], depth=6)
+        os.kill(pool.pids()[0], signal.SIGSTOP)
+        assert (pool.evaluate(FENS[:80], depth=6) == want).all() and pool.restarts == 1
+
+# --- finding one ---------------------------------------------------------------------------------
+
+def test_find_engine(tmp_path, monkeypatch):
+    real = find_engine()
+    assert os.path.isabs(real) and find_engine(real) == real
+    for bad in ("/no/such/engine", str(tmp_path), "/etc/passwd", "/bin/false"):
+        with pytest.raises(EngineError, match=bad): find_engine(bad)
+        monkeypatch.setenv("STOCKFISH_PATH", bad)
+        with pytest.raises(EngineError, match=bad): find_engine()
+    with pytest.raises(EngineError, match="/bin/cat is not a UCI engine: it gave no answer"): E._says_uciok("/bin/cat", 0, timeout=.3)
+    monkeypatch.setenv("STOCKFISH_PATH", real)
+    assert find_engine() == real
+    monkeypatch.delenv("STOCKFISH_PATH")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(E, "PLACES", (os.path.dirname(real),))
+    assert find_engine() == real
+    monkeypatch.setattr(E, "PLACES", (str(tmp_path),))
+    with pytest.raises(EngineError, match="apt-get install stockfish"): find_engine()
+    (tmp_path/"stockfish").symlink_to(real)
+    assert find_engine() == str(tmp_path/"stockfish")
+
+# --- the end -------------------------------------------------------------------------------------
+
+def test_close():
+    pool = EnginePool(EngineConfig(processes=2))
+    future = pool.submit(FENS, depth=18)
+    assert until(lambda: len(pool.pids()) == 2)
+    pids, start = pool.pids(), time.monotonic()
+    pool.close()
+    assert time.monotonic() - start < 3 and not any(map(running, pids)) and pool.pids() == []
+    with pytest.raises(EngineError, match="closed"): future.result(0)
+    with pytest.raises(EngineError, match="closed"): pool.evaluate([START])
+    pool.close()
+
+def test_a_dropped_pool_closes_itself():
+    pool = EnginePool(EngineConfig(processes=2))
+    future = pool.submit(FENS)
+    pids = pool.pids()
+    del pool
+    assert len(future.result(30)) == len(FENS)      # a pool with work to do lives on
+    gc.collect()
+    assert until(lambda: not children()) and not any(map(running, pids))
+
+def test_an_interrupt_drops_the_rest(truth):
+    with EnginePool(EngineConfig(processes=2)) as pool:
+        pool.evaluate(FENS[:10])
+        old = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, .5)
+            with pytest.raises(KeyboardInterrupt): pool.evaluate(FENS*20, depth=9, trusted=True)
+        finally: signal.signal(signal.SIGALRM, old)
+        start = time.monotonic()
+        assert (pool.evaluate(FENS[:50]) == truth[:50]).all() and time.monotonic() - start < 5
+
+def script(body, *args, wait=True):
+    "Run a program that uses the pool."
+    text = "import os, sys, time, threading, signal\nfrom grpo_chess import engine as E\nfrom grpo_chess.engine import *\n" \
+           "from grpo_chess.engine import EnginePool, EngineConfig\nSTART = '%s'\n" % START + textwrap.dedent(body)
+    p = subprocess.Popen([sys.executable, "-c", text, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         env={**os.environ, "PYTHONPATH": ROOT})
+    return p if not wait else (*p.communicate(timeout=30), p.returncode)
+
+@pytest.mark.parametrize("at_work", [False, True])
+def test_a_program_that_forgets_to_close_ends(at_work):
+    start = time.monotonic()
+    out, err, rc = script("""
+        pool = EnginePool(EngineConfig(processes=2))
+        pool.evaluate([START]*10)
+        if sys.argv[1] == "True": future = pool.submit([START]*10, depth=40)
+        time.sleep(.2)
+        print(*pool.pids())
+    """, str(at_work))
+    assert rc == 0 and err == "" and time.monotonic() - start < 15
+    assert len(out.split()) == 2 and until(lambda: not any(running(int(p)) for p in out.split()), 3)
+
+LAUNCHES = dict(both="", only_end_of_input="E._launch = lambda path: [path]")
+
+@pytest.mark.parametrize("state", ["idle", "searching"])
+@pytest.mark.parametrize("mechanism", ["both", "only_end_of_input"])
+def test_engines_die_with_a_parent_that_is_killed(state, mechanism):
+    p = script(LAUNCHES[mechanism] + """
+pool = EnginePool(EngineConfig(processes=2))
+pool.evaluate([START]*10)
+if sys.argv[1] == "searching": future = pool.submit([START]*10, depth=60)
+time.sleep(.2)
+print(*pool.pids(), flush=True)
+time.sleep(100)
+""", state, wait=False)
+    pids = [int(x) for x in p.stdout.readline().split()]
+    assert len(pids) == 2 and all(map(running, pids))
+    p.kill(), p.communicate()
+    assert until(lambda: not any(map(running, pids)), 3)
+
+@pytest.mark.parametrize("mechanism", ["both", "only_end_of_input"])
+def test_engines_die_though_a_forked_child_lives_on(mechanism):
+    p = script(LAUNCHES[mechanism] + """
+pool = EnginePool(EngineConfig(processes=2))
+pool.evaluate([START]*10)
+future = pool.submit([START]*10, depth=60)
+time.sleep(.2)
+child = os.fork()
+if child == 0: time.sleep(100)
+print(child, *pool.pids(), flush=True)
+time.sleep(100)
+""", wait=False)
+    child, *pids = [int(x) for x in p.stdout.readline().split()]
+    assert len(pids) == 2 and all(map(running, pids))
+    p.kill(), p.wait()
+    try: assert until(lambda: not any(map(running, pids)), 3) and running(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        p.communicate()
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux")
+def test_a_hung_engine_dies_with_its_parent(fake):
+    path = fake("time.sleep(1000)")
+    p = script("""
+        pool = EnginePool(EngineConfig(path=sys.argv[1], processes=1))
+        future = pool.submit([START])
+        while not pool.pids(): time.sleep(.01)
+        print(*pool.pids(), flush=True)
+        time.sleep(100)
+    """, path, wait=False)
+    pid = int(p.stdout.readline())
+    try: assert until(lambda: path.starts() == 3 and path.log(2)[-1:] == ["go depth 4"]) and running(pid)
+    finally: p.kill(), p.communicate()
+    assert until(lambda: not running(pid), 3)
+
+# --- forks ---------------------------------------------------------------------------------------
+
+def in_child(f):
+    "Run `f` in a forked child; its return value, or the exception's text."
+    ctx = multiprocessing.get_context("fork")
+    ours, theirs = ctx.Pipe()
+    def run():
+        try: theirs.send(f())
+        except BaseException as e: theirs.send(f"{type(e).__name__}: {e}")
+    p = ctx.Process(target=run)
+    p.start()
+    assert ours.poll(30), "the child hangs"
+    out = ours.recv()
+    p.join(10)
+    assert p.exitcode == 0
+    return out
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_pool_survives_a_fork(truth):
+    with EnginePool(EngineConfig(processes=2)) as pool:
+        pool.evaluate(FENS[:20])
+        before = pool.pids()
+        def child():
+            early = pool.pids()
+            return early, pool.evaluate(FENS).tolist(), pool.pids(), pool.best_moves(FENS[:2])
+        early, scores, pids, best = in_child(child)
+        assert early == [] and scores == truth.tolist() and len(pids) == 2 and not set(pids) & set(before)
+        assert until(lambda: not any(map(running, pids)), 3)       # the child's engines went with it
+        assert (pool.evaluate(FENS) == truth).all() and pool.restarts == 0 and pool.pids() == before
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fork_at_work(truth):
+    with EnginePool(EngineConfig(processes=2)) as pool:
+        want = pool.evaluate(FENS, depth=7)
+        future = pool.submit(FENS, depth=7)
+        time.sleep(.05)
+        assert "asked before a fork" in in_child(lambda: future.result(20))
+        assert in_child(lambda: pool.evaluate(FENS[:50]).tolist()) == truth[:50].tolist()
+        assert in_child(lambda: pool.close()) is None       # the child's close is not ours
+        assert (future.result(60) == want).all() and pool.restarts == 0
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_forks_while_threads_ask_and_engines_start(truth):
+    with EnginePool(EngineConfig(processes=2)) as pool:
+        stop, wrong = threading.Event(), []
+        def ask():
+            while not stop.is_set():
+                with EnginePool(one()) as other: wrong.extend(np.flatnonzero(other.evaluate(FENS[:5]) != truth[:5]))
+                wrong.extend(np.flatnonzero(pool.evaluate(FENS[:30]) != truth[:30]))
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for t in threads: t.start()
+        for _ in range(5): assert in_child(lambda: pool.evaluate(FENS[:10]).tolist()) == truth[:10].tolist()
+        stop.set()
+        for t in threads: t.join(30)
+        assert wrong == [] and pool.restarts == 0
