@@ -63,13 +63,14 @@ def policy_player(
     policy:Policy,         # weights and temperature
     greedy:bool=False,     # True: always the most likely move
     seed:int=0,            # of the draws, when not greedy
-    batch:int=256,         # most positions in one forward pass
+    bf16:bool=False,       # bfloat16 matrix products: faster on CPUs that have them, and rounded scores
+    batch:int=64,          # most positions in one forward pass; small ones suit a CPU's cache
 )->Player:
     "Plays a policy, without dropout."
     @torch.inference_mode()
     def choose(boards, u):
         tokens, legal = (torch.as_tensor(x).to(policy.device) for x in encode(boards))
-        dist = policy.dist(tokens, legal)
+        with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16): dist = policy.dist(tokens, legal)
         slot = dist.argmax() if greedy else dist.sample(torch.as_tensor(u, device=policy.device))
         actions = legal.gather(1, slot[:, None])[:, 0].tolist()
         return [action_to_move(a, board.turn) for a, board in zip(actions, boards)]
@@ -95,24 +96,24 @@ def engine_player(
         return [chess.Move.from_uci(uci) for uci in best]
     return play
 
-# %% ../nbs/08_arena.ipynb #7ec3fb33
-def _err(scores, skill, u):     # {UCI: score}, level, [4] numbers in [0, 1) -> UCI
+# %% ../nbs/08_arena.ipynb #d9e9e049
+def _err(scores, level, u):     # {UCI: score}, level, [4] numbers in [0, 1) -> UCI
     "The move that Stockfish's rule for weak play picks."
     best = sorted(scores.items(), key=lambda item: -item[1])[:4]
-    top, weakness = best[0][1], 120 - 2*skill
+    top, weakness = best[0][1], 120 - 2*level
     gap = min(top - best[-1][1], 35)
     return max((s + (weakness*(top - s) + gap*int(r*weakness))/128, -i, uci) for i, ((uci, s), r) in enumerate(zip(best, u)))[2]
 
 def weak_engine_player(
     pool,             # grpo_chess.engine.EnginePool
-    skill:int=0,      # 0..19, searched at depth 1 + skill
+    level:int=0,      # 0..19, searched at depth 1 + level
     seed:int=0,       # of the errors
 )->Player:
-    "Stockfish's skill levels with seeded errors: the same match every time."
+    "An engine that errs by the rule of Stockfish's skill levels, but seeded: the same match every time. Weaker than the skill of that number."
     def play(boards, games, ply):
-        scores = pool.evaluate_moves([position_key(b) for b in boards], depth=1 + skill, trusted=True)
+        scores = pool.evaluate_moves([position_key(b) for b in boards], depth=1 + level, trusted=True)
         u = np.stack([draws(seed, games, ply, salt) for salt in range(4)], 1)
-        return [chess.Move.from_uci(_err(s, skill, r)) for s, r in zip(scores, u)]
+        return [chess.Move.from_uci(_err(s, level, r)) for s, r in zip(scores, u)]
     return play
 
 # %% ../nbs/08_arena.ipynb #4513945a
@@ -244,13 +245,13 @@ def score_interval(
     mean = float(x.mean())
     return (edge(mean, 0.) if mean > 0 else 0., edge(mean, 1.) if mean < 1 else 1.)
 
-# %% ../nbs/08_arena.ipynb #c7098316
+# %% ../nbs/08_arena.ipynb #935d2aea
 def elo(
     score:float,     # 0..1
 )->float:            # Elo points; infinite at 0 and 1
     "Elo difference that makes `score` the expected one."
-    if score <= 0 or score >= 1: return math.copysign(math.inf, score - .5)
-    return -400*math.log10(1/score - 1)
+    if not 0 < score < 1: return math.copysign(math.inf, score - .5)
+    return 400*math.log10(score/(1 - score))
 
 # %% ../nbs/08_arena.ipynb #9cf97534
 @dataclass

@@ -215,24 +215,35 @@ def find_engine(
     _says_uciok(found, os.stat(found).st_mtime_ns)
     return found
 
-# %% ../nbs/04_engine.ipynb #c71f402c
+# %% ../nbs/04_engine.ipynb #0486e95d
 @dataclass
 class EngineConfig:
-    "How the engines are run."
-    path: str = ""              # engine; empty: $STOCKFISH_PATH, the PATH, the usual places
-    processes: int = 0          # engine processes; 0: one per CPU core that we may use
-    depth: int = 4              # plies of search
-    nodes: int = 0              # nodes of search; above 0 it is used instead of the depth
-    hash_mb: int = 1            # MB; small, because it is cleared before each position
-    deterministic: bool = True  # ucinewgame before each position: a score is a function of the position
-    timeout: float = 60.0       # seconds without an answer until an engine counts as hung
-    retries: int = 2            # times that a chunk is asked again before the error
+    """How the engines are run.
+
+    Args:
+        path: engine to run; empty looks at $STOCKFISH_PATH, the PATH and the usual places
+        processes: engine processes; 0 means one per CPU core that we may use
+        depth: plies of search, where nothing else asks for another depth
+        nodes: nodes of search; above 0 it is used instead of the depth
+        hash_mb: size of the hash table in MB; small, because it is cleared before each position
+        deterministic: clear the engine before each position (ucinewgame), so that a score is a function of the position; false is faster and noisier
+        timeout: seconds without an answer until an engine counts as hung
+        retries: times that positions are asked again, of a fresh engine, before the run stops with an error
+    """
+    path: str = ""
+    processes: int = 0
+    depth: int = 4
+    nodes: int = 0
+    hash_mb: int = 1
+    deterministic: bool = True
+    timeout: float = 60.0
+    retries: int = 2
 
     def __post_init__(self):
         low = dict(processes=0, depth=1, nodes=0, hash_mb=1, retries=0)
         for name, least in low.items():
-            if getattr(self, name) < least: raise ValueError(f"EngineConfig.{name} must be at least {least}, not {getattr(self, name)}")
-        if not self.timeout > 0: raise ValueError(f"EngineConfig.timeout must be positive, not {self.timeout}")
+            if getattr(self, name) < least: raise ValueError(f"engine.{name} = {getattr(self, name)} must be at least {least}")
+        if not self.timeout > 0: raise ValueError(f"engine.timeout = {self.timeout} must be above 0")
 
 # %% ../nbs/04_engine.ipynb #6b1ea061
 @dataclass(eq=False)

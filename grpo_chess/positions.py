@@ -125,15 +125,17 @@ class _Lines:
 
 def _stops_at_errors(lines):
     class Builder(chess.pgn.GameBuilder):
-        def handle_error(self, error): raise PositionError(f"{lines.path}, line {lines.number}: {error}")
+        def handle_error(self, error): raise PositionError(f"{lines.path}, line {lines.number}: {error}") from None
+        def visit_header(self, tagname, tagvalue):
+            super().visit_header(tagname, tagvalue)
+            try: tagname == "FEN" and parse_fen(tagvalue)
+            except PositionError as e: self.handle_error(e)
     return Builder
 
 def _read_games(path):
     lines = _Lines(path)
     while (game := chess.pgn.read_game(lines, Visitor=_stops_at_errors(lines))) is not None:
         board = game.board()
-        try: parse_fen(board.fen(en_passant="fen"))
-        except PositionError as e: raise PositionError(f"{path}, game that ends on line {lines.number}: {e}") from None
         if board.chess960 or type(board) is not chess.Board:
             raise PositionError(f"{path}, game that ends on line {lines.number}: only standard chess, not {game.headers['Variant']}")
         yield board.copy()

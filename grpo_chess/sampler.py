@@ -177,7 +177,8 @@ def rollout(
     index = list(range(first, first+B))
     u = uniforms(seed, step, index, (G, T)).reshape(B*G, T)
     forced = uniforms(seed, step, index, (G, T), purpose=1).reshape(B*G, T) < cfg.teacher_forcing
-    table, boards = Positions(), [b.copy() for b in starts for _ in range(G)]
+    table = Positions()
+    boards = [b.copy(stack=b.halfmove_clock + 1) for b in starts for _ in range(G)]     # repetitions cannot reach further back
     node, slot = np.full((B*G, T+1), -1), np.zeros((B*G, T), int)
     played, train, weight = np.zeros((B*G, T), bool), np.zeros((B*G, T), bool), np.ones((B*G, T), np.float32)
     ended = np.zeros((B*G, T+1), np.int8)

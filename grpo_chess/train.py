@@ -17,6 +17,7 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import chess
 import numpy as np
 import torch
 import yaml
@@ -37,7 +38,7 @@ from .trainer import (AblateConfig, NotFinite, Trainer, TrainerConfig, checkpoin
 # %% auto #0
 __all__ = ['CONFIGS', 'OPENING_SEED', 'REPORT', 'USER_ERRORS', 'MatchConfig', 'Config', 'presets', 'ConfigError', 'make_parser',
            'known_keys', 'check_key', 'flatten', 'read_yaml', 'parse', 'argparse_only', 'build', 'RunError', 'to_yaml',
-           'open_run', 'Log', 'StopRequest', 'old_against_new', 'change', 'write_report', 'initial_model',
+           'run_folder', 'open_run', 'Log', 'StopRequest', 'old_against_new', 'change', 'write_report', 'initial_model',
            'engine_share', 'needs_engine', 'progress_text', 'run', 'train_loop', 'main']
 
 # %% ../nbs/11_train.ipynb #dc221290
@@ -207,17 +208,20 @@ def to_yaml(cfg:Config)->str:
     "All settings of a run."
     return yaml.safe_dump(dataclasses.asdict(cfg), sort_keys=False)
 
-def open_run(
+def run_folder(
     cfg:Config,
     preset:str="run",
-)->Path:                # the new folder
-    "Make the folder of a new run; RunError if it exists."
-    name = cfg.name or f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = Path(cfg.out)/name
+)->Path:                # not made yet
+    "Where a new run will live; RunError if something is there already."
+    folder = Path(cfg.out)/(cfg.name or f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
     if folder.exists(): raise RunError(f"{folder} exists: continue it with --resume {folder}, or choose another --name")
-    (folder/"games").mkdir(parents=True)
-    (folder/"config.yaml").write_text(to_yaml(cfg))
     return folder
+
+def open_run(folder:Path, cfg:Config)->None:
+    "Make the folder of a new run, with its settings."
+    try: (folder/"games").mkdir(parents=True)
+    except OSError as e: raise RunError(f"cannot make {folder}: {e.strerror}") from None
+    (folder/"config.yaml").write_text(to_yaml(cfg))
 
 class Log:
     "metrics.jsonl, and W&B when asked; only the first process writes."
@@ -244,7 +248,7 @@ class Log:
 
     def close(self)->None:
         if self.file: self.file.close()
-        if self.wandb: self.wandb.finish(quiet=True)
+        if self.wandb: self.wandb.finish()
 
 # %% ../nbs/11_train.ipynb #43f60d8f
 class StopRequest:
@@ -351,8 +355,7 @@ def run(
     fabric = make_fabric(cfg.trainer.precision, cfg.accelerator)
     main_process, started = fabric.is_global_zero, time.time()
     say = (lambda *a: None) if quiet or not main_process else (lambda *a: print(*a, flush=True))
-    folder = Path(resume) if resume else None
-    if main_process and not resume: folder = open_run(cfg, preset)
+    folder = Path(resume) if resume else run_folder(cfg, preset) if main_process else None
     pool = EnginePool(engine_share(cfg, fabric.world_size)) if needs_engine(cfg) else None
     log, trainer = None, None
     try:
@@ -363,6 +366,9 @@ def run(
         if resume:
             if not (found := checkpoints(folder/"checkpoint")): raise RunError(f"{folder} has no checkpoint to resume from")
             load_checkpoint(trainer, found[-1])
+        if pool: pool.evaluate([chess.STARTING_FEN], depth=1)     # what cannot work shall fail now, before the folder is made
+        starts(trainer.done, trainer.first, 1)
+        if main_process and not resume: open_run(folder, cfg)
         log = Log(folder if main_process else None, cfg, trainer.done)
         say(f"{n_params(trainer.model)/1e6:.2f} M parameters ({n_params(trainer.model, True)/1e6:.2f} M train), "
             f"{cfg.sampler.boards}×{cfg.sampler.group} games of {cfg.sampler.plies} plies a step, on {fabric.device}" + (f" and {fabric.world_size} processes" if fabric.world_size > 1 else ""))

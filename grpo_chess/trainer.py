@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from .loss import LossConfig, Plies, group_advantage, loss_terms, no_spread_share, ply_weights, ratio_stats, returns
 from .model import ChessTransformer, MoveDist, Policy, freeze, load_model, save_model
 from .reward import Judge, step_rewards
-from .sampler import Rollout, SamplerConfig, agreement_stats, rollout, temperature_at, within_spread
+from .sampler import Rollout, SamplerConfig, action_agreement, agreement_stats, rollout, temperature_at, within_spread
 
 # %% auto #0
 __all__ = ['METRICS', 'PANEL', 'TrainerConfig', 'AblateConfig', 'lr_factor', 'make_fabric', 'InPrecision', 'gather_boards',
-           'sum_gradients', 'Batch', 'judge_rollout', 'forward', 'NotFinite', 'Trainer', 'save_checkpoint',
-           'checkpoints', 'load_checkpoint', 'read_metrics', 'draw_panel']
+           'mean_of_all', 'sum_gradients', 'Batch', 'judge_rollout', 'forward', 'NotFinite', 'Trainer',
+           'save_checkpoint', 'checkpoints', 'load_checkpoint', 'read_metrics', 'draw_panel']
 
 # %% ../nbs/07_trainer.ipynb #c21931bb
 @dataclass
@@ -130,6 +130,11 @@ def gather_boards(
 )->Tensor:           # [B, ...] all boards, in order
     "Concatenate the boards of all processes."
     return x if fabric.world_size == 1 else fabric.all_gather(x).flatten(0, 1)
+
+def mean_of_all(fabric:Fabric, x:Tensor)->float:
+    "Mean of the values of all processes together."
+    total = fabric.all_reduce(torch.tensor([x.double().sum(), x.numel()], dtype=torch.float64), reduce_op="sum")
+    return (total[0]/total[1].clamp_min(1)).item()
 
 def sum_gradients(fabric:Fabric, params:list[Tensor])->None:
     "Add up the gradients of all processes, in place."
@@ -296,9 +301,10 @@ class Trainer:
         try: moved = self.update(batch)
         except NotFinite: self.load_state(before); raise
         ro, old = batch.rollout, MoveDist(batch.rollout.logp)
-        entropy = old.entropy()[ro.node[..., :-1][ro.train]].mean().item()
+        entropy = mean_of_all(self.fabric, old.entropy()[ro.node[..., :-1][ro.train]])
+        agreement = agreement_stats(ro) | dict(agreement_mean=mean_of_all(self.fabric, action_agreement(ro)))
         end = time.perf_counter()
-        row = {"step": self.done, **batch.stats, **moved, "entropy": entropy, "effective_moves": math.exp(entropy), **agreement_stats(ro), "kl_step": self.moved_kl(batch),
+        row = {"step": self.done, **batch.stats, **moved, "entropy": entropy, "effective_moves": math.exp(entropy), **agreement, "kl_step": self.moved_kl(batch),
                "temperature": ro.temperature, "lr": self.optimizer.param_groups[0]["lr"], "positions": len(ro.fens), "judged": self.judge.asked,
                "seconds": end-start, "seconds_play": played-start, "seconds_update": end-played}
         self.done += 1
@@ -310,7 +316,7 @@ class Trainer:
         ro = batch.rollout
         rows = ro.node[..., :-1][ro.train].unique()[:most]
         dist = self.policy(self.model).dist(ro.tokens[rows].to(self.fabric.device), ro.legal[rows].to(self.fabric.device))
-        return MoveDist(ro.logp[rows].to(self.fabric.device)).kl(dist).mean().item()
+        return mean_of_all(self.fabric, MoveDist(ro.logp[rows].to(self.fabric.device)).kl(dist).cpu())
 
     def state(self)->dict:
         "All that a run needs to go on, apart from its configuration: random numbers are functions of the seed and the step."
@@ -385,7 +391,7 @@ METRICS = {   # column: (meaning, the record's name)
     "entropy": ("exact entropy of the policy that played, nats", "entropy (sampled there)"),
     "effective_moves": ("e^entropy", ""),
     "agreement_mean": ("share of a group that plays its most frequent move, mean over boards and plies", "agreement"),
-    "agreement_p90": ("90th percentile of the same", ""),
+    "agreement_p90": ("90th percentile of the same, of the first process's boards", ""),
     "temperature": ("sampling temperature", "rollout_temperature"),
     "lr": ("learning rate of the body", ""),
     "plies": ("plies that train", ""),

@@ -337,9 +337,13 @@ def test_illegal_best_move_and_missing_move_scores(fake):
         with pytest.raises(EngineError, match="no score"): pool.evaluate_moves([START])
 
 def test_slow_is_not_hung(fake):
-    path = fake("time.sleep(.15)\nanswer()")
-    with EnginePool(one(path=path, timeout=1)) as pool:
-        assert pool.evaluate(FENS[:12]).tolist() == fake_scores(FENS[:12]) and pool.restarts == 0
+    path = fake("time.sleep(.4)\nanswer()")
+    with EnginePool(one(path=path, timeout=1.2)) as pool:      # four of them make one chunk
+        assert pool.evaluate(FENS[:4]).tolist() == fake_scores(FENS[:4]) and pool.restarts == 0
+
+def test_talk_without_end_does_not_fill_the_memory(fake):
+    with EnginePool(one(path=fake(BROKEN["talks_forever"]), timeout=60, retries=0)) as pool:
+        with pytest.raises(EngineError, match="talks without answering"): pool.submit(FENS[:3]).result(30)
 
 def test_a_failed_question_does_not_hurt_the_next(fake):
     path = fake(BROKEN["dies_at_one"])
@@ -385,6 +389,7 @@ def test_stockfish_stopped_while_it_works():
 def test_find_engine(tmp_path, monkeypatch):
     real = find_engine()
     assert os.path.isabs(real) and find_engine(real) == real
+    monkeypatch.setenv("PATH", os.path.dirname(real) + os.pathsep + os.environ["PATH"])     # nothing named falls back on this one
     for bad in ("/no/such/engine", str(tmp_path), "/etc/passwd", "/bin/false"):
         with pytest.raises(EngineError, match=bad): find_engine(bad)
         monkeypatch.setenv("STOCKFISH_PATH", bad)

@@ -1,0 +1,67 @@
+"The notebooks are the source: they run, they say what they said, and the library is what they export."
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+TOP = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((TOP/"nbs").rglob("*.ipynb"))
+name_of = lambda p: p.stem
+
+def text_outputs(nb):
+    "Printed text and plain results of every cell, without what may differ between machines."
+    out = []
+    for cell in nb.cells:
+        if cell.cell_type != "code": continue
+        texts = [(o.get("name"), o.get("text") or o.get("data", {}).get("text/plain", "")) for o in cell.get("outputs", [])]
+        out.append("".join(re.sub(r"0x[0-9a-f]+", "0x", t) for stream, t in texts if stream != "stderr"))
+    return out
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_runs_and_repeats_its_outputs(path):
+    "A fresh process runs the page from top to bottom and prints what is stored."
+    stored = nbformat.read(path, 4)
+    fresh = nbformat.read(path, 4)
+    os.environ["PYTHONPATH"] = str(TOP)
+    NotebookClient(fresh, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    for i, (then, now) in enumerate(zip(text_outputs(stored), text_outputs(fresh))):
+        assert then == now, f"code cell {i} of {path.name} printed something else"
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_is_fit_to_be_stored(path):
+    "Small, with ids, without errors, without paths of a machine."
+    nb = nbformat.read(path, 4)
+    assert path.stat().st_size < 250_000
+    assert all(c.get("id") for c in nb.cells) and nb.cells[0].source.startswith("# ")
+    outputs = json.dumps([c.get("outputs", []) for c in nb.cells if c.cell_type == "code"])
+    assert '"output_type": "error"' not in outputs
+    assert not re.search(r"/(home|root|work|tmp|usr|Users)/", re.sub(r'"image/png": "[^"]*"', "", outputs)), "a path of this machine is stored"
+    ran = [c for c in nb.cells if c.cell_type == "code" and re.search(r"^\s*print\(", c.source, re.M) and not c.source.startswith("#|")]
+    assert all(c.outputs for c in ran), "a cell prints but has no stored output: run the notebook"
+
+def test_library_is_what_the_notebooks_export(tmp_path):
+    "Exporting into an empty folder gives every module, byte for byte, and no module has lost its notebook."
+    script = f"from nbdev.export import nb_export; import sys; [nb_export(p, lib_path={str(tmp_path/'grpo_chess')!r}) for p in sys.argv[1:]]"
+    subprocess.run([sys.executable, "-c", script, *map(str, NOTEBOOKS)], cwd=TOP, check=True)
+    exported = {p.name: p.read_text() for p in (tmp_path/"grpo_chess").glob("*.py")}
+    here = {p.name: p.read_text() for p in (TOP/"grpo_chess").glob("*.py") if p.name not in ("__init__.py", "_modidx.py")}
+    exported = {k: v for k, v in exported.items() if k in here or k not in ("__init__.py", "_modidx.py")}
+    clean = lambda text: re.sub(r"(# %% |File to edit: )\S*?(\w+\.ipynb)", r"\1\2", text)
+    assert {k: clean(v) for k, v in here.items()} == {k: clean(v) for k, v in exported.items()}
+
+def test_exported_code_stands_alone():
+    "No exported cell leans on one that is not exported, and nothing imports upwards."
+    subprocess.run([sys.executable, "-m", "ruff", "check", "--select", "F", "--no-cache", "grpo_chess"], cwd=TOP, check=True)
+    number = {m.group(1): p.stem[:2] for p in NOTEBOOKS if (m := re.search(r"default_exp (\w+)", p.read_text()))}
+    for module, own in number.items():
+        used = set(re.findall(r"^from \.(\w+) import", (TOP/f"grpo_chess/{module}.py").read_text(), re.M))
+        assert all(number[u] < own for u in used), f"{module} imports {used}"
+
+def test_readme_is_the_index():
+    subprocess.run([sys.executable, ".ci/readme.py", "--check"], cwd=TOP, check=True)

@@ -1,0 +1,435 @@
+"grpo_chess.sampler: ratio one, silent padding, runs that are functions of their seed, and every game replayed by python-chess."
+import math
+import random
+from collections import Counter
+from dataclasses import fields
+
+import chess
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from grpo_chess.board import Terminal, encode, move_to_action, position_key, terminal
+from grpo_chess.model import ChessTransformer, ModelConfig, MoveDist, NoLegalMove, Policy
+from grpo_chess.sampler import (Positions, Rollout, SamplerConfig, action_agreement, agreement_stats, policy_diversity, replay_logp, rollout,
+                                root_noise, temperature_at, uniforms, within_spread)
+
+KIWIPETE = "r3k2r/p1ppqpb1/bn2pnp1/3PN3/1p2P3/2N2Q1p/PPPBBPPP/R3K2R w KQkq - 0 1"
+PROMOTES, BLACK = "8/P1k5/K7/8/8/8/8/8 w - - 0 1", "8/2p5/3p4/KP5r/1R3p1k/8/4P1P1/8 b - - 0 1"
+NEAR = "6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 98 80"                            # mate in one, or two plies to the fifty-move draw
+SMALL = ModelConfig(width=16, layers=2, heads=2)
+
+class Peaked(nn.Module):
+    "Stands for a trained network: scores with the given gain, optionally under bfloat16 autocast. Counts what it is asked."
+    def __init__(self, cfg=SMALL, gain=60., bf16=False, seed=0):
+        super().__init__(); torch.manual_seed(seed)
+        self.net, self.gain, self.bf16, self.seen = ChessTransformer(cfg), gain, bf16, []
+        with torch.no_grad():
+            for b in self.net.blocks: b.bias.normal_()
+        self.eval()
+    def forward(self, tokens, legal):
+        self.seen.append((tokens.clone(), legal.clone()))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16): return self.net(tokens, legal)*self.gain
+
+class Uniform(nn.Module):
+    def forward(self, tokens, legal): return torch.zeros(legal.shape).masked_fill(legal < 0, -math.inf)
+
+def boards(*fens): return [chess.Board(f) for f in fens]
+STARTS = [chess.STARTING_FEN, KIWIPETE, PROMOTES, BLACK]
+def cfg(**kw): return SamplerConfig(**(dict(boards=4, group=6, plies=8) | kw))
+def first_move(fens): return [min(m.uci() for m in chess.Board(f).legal_moves) for f in fens]
+
+def drawn(moves_of_start):
+    "A start whose move stack makes the next return a third repetition."
+    b = chess.Board()
+    for m in moves_of_start.split(): b.push_uci(m)
+    return b
+
+def check(ro, starts, c):
+    "Everything that a rollout claims about its games, replayed by python-chess; returns the final boards."
+    B, G, T = len(starts), c.group, c.plies
+    assert ro.node.shape == ro.ended.shape == (B, G, T+1)
+    assert all(x.shape == (B, G, T) for x in (ro.slot, ro.played, ro.train, ro.weight))
+    assert len(set(ro.fens)) == len(ro.fens) == len(ro.tokens) == len(ro.legal) == len(ro.logp)
+    tok, legal = encode([chess.Board(f) for f in ro.fens])
+    assert (ro.tokens.numpy() == tok).all() and (ro.legal.numpy() == legal).all() and ro.legal.shape == ro.logp.shape
+    out = []
+    for b in range(B):
+        for g in range(G):
+            board, over = starts[b].copy(), False
+            for t in range(T+1):
+                if over:
+                    assert ro.node[b, g, t] == -1 and ro.ended[b, g, t] == 0
+                    if t < T: assert not ro.played[b, g, t] and not ro.train[b, g, t] and ro.slot[b, g, t] == 0 and ro.weight[b, g, t] == 1
+                    continue
+                node = int(ro.node[b, g, t])
+                assert ro.fens[node] == position_key(board) and ro.ended[b, g, t] == terminal(board)
+                n = int((ro.legal[node] >= 0).sum())
+                asked = ro.logp[node] > -math.inf
+                assert not asked[n:].any() and asked[:n].sum() in (0, n)
+                if asked.any(): assert ro.logp[node].exp().sum() == pytest.approx(1, abs=1e-5)
+                over = ro.ended[b, g, t] != 0
+                if t == T: break
+                if over:
+                    assert not ro.played[b, g, t] and not ro.train[b, g, t]; continue
+                assert ro.played[b, g, t]
+                move = ro.moves(b, g)[t]
+                assert move in board.legal_moves and move_to_action(move, board.turn) == ro.legal[node, ro.slot[b, g, t]]
+                board.push(move)
+            assert len(ro.moves(b, g)) == int(ro.played[b, g].sum()) == len(board.move_stack) - len(starts[b].move_stack)
+            out.append(board)
+    assert not (ro.train & ~ro.played).any() and ro.action_logp().isfinite().all() and (ro.action_logp()[~ro.train] == 0).all()
+    return out
+
+def same(a, b):
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in ((getattr(a, f.name), getattr(b, f.name)) for f in fields(Rollout)))
+
+# ---------------------------------------------------------------- law 1
+
+# Measured on 2 cores with torch 2.13 (CPU): 0 in float32 and in bfloat16 at this size, up to 2e-5 in float32 where a batch of another
+# size takes another path through the matrix product. Sums in another order move a score of size 10 by a few 1e-6; under bfloat16 a
+# score may fall on the neighbouring value, 2^-8 of its size, and be that much wrong. One tenth of what a temperature mismatch does.
+TOLERANCE = {False: 1e-4, True: .08}
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("T", [.5, 1., 1.3, 2.])
+def test_ratio_one_and_kl_zero(T, bf16):
+    net = Peaked(ModelConfig(width=32, layers=2, heads=2, dropout=.3), bf16=bf16)
+    policy, c = Policy(net, T), cfg(plies=10)
+    ro = rollout(policy, boards(*STARTS), c, seed=1)
+    rows = ro.node[..., :-1][ro.train].unique()
+    with torch.no_grad():
+        d = (replay_logp(policy, ro) - ro.action_logp())[ro.train]
+        kl = MoveDist(ro.logp[rows]).kl(policy.dist(ro.tokens[rows], ro.legal[rows]))
+        wrong = (replay_logp(policy.at(T*1.3), ro) - ro.action_logp())[ro.train]
+    assert ro.temperature == T and MoveDist(ro.logp[rows]).entropy().mean() > .3           # neither uniform nor decided
+    assert d.abs().max() < TOLERANCE[bf16] and kl.abs().max() < TOLERANCE[bf16]**2 + 1e-6
+    assert wrong.abs().max() > 2*TOLERANCE[bf16]                                           # what the tolerance must not hide
+
+@pytest.mark.parametrize("kw", [dict(noise=.3), dict(teacher_forcing=.5), dict(learn="starter"), dict(noise=.5, teacher_forcing=.3, learn="starter")], ids=str)
+def test_ratio_one_with_everything_switched_on(kw):
+    policy = Policy(Peaked(), 1.3); ro = rollout(policy, boards(*STARTS), cfg(**kw), seed=2, teacher=first_move)
+    with torch.no_grad(): assert (replay_logp(policy, ro) - ro.action_logp()).abs().max() < 1e-4
+    check(ro, boards(*STARTS), cfg(**kw))
+
+def test_dropout_left_on_is_a_mismatch():
+    "The switch is the module's mode: this is what `ablate.dropout` turns on, and nothing but `.eval()` turns off."
+    net = Peaked(ModelConfig(width=16, layers=2, heads=2, dropout=.3)).train()
+    ro = rollout(Policy(net), boards(*STARTS), cfg(), seed=1)
+    with torch.no_grad(): assert (replay_logp(Policy(net), ro) - ro.action_logp()).abs().max() > .1
+
+def test_replay_carries_a_gradient_and_only_of_plies_that_train():
+    net = Peaked(); ro = rollout(Policy(net), boards(*STARTS), cfg(learn="starter"), seed=1)
+    lp = replay_logp(Policy(net), ro)
+    assert lp.requires_grad and (lp[~ro.train] == 0).all()
+    net.seen.clear(); replay_logp(Policy(net), ro)
+    wanted = {ro.fens[i] for i in ro.node[..., :-1][ro.train].unique().tolist()}
+    assert len(net.seen) == 1 and len(net.seen[0][0]) == len(wanted)
+
+# ---------------------------------------------------------------- laws 4 and 5
+
+def test_games_are_legal_and_padding_is_empty():
+    c = cfg(group=12, plies=14); starts = boards(*STARTS, NEAR); before = [b.copy() for b in starts]
+    ro = rollout(Policy(Uniform()), starts, c, seed=3)
+    final = check(ro, starts, c)
+    assert starts == before and all(a.move_stack == b.move_stack for a, b in zip(starts, before))    # starts are left alone
+    assert not ro.played.all() and len({len(b.move_stack) for b in final}) > 2                       # ragged indeed
+
+def test_the_policy_is_asked_once_about_each_position_it_must_move_in():
+    net = Peaked(gain=5.); c = cfg(group=10, plies=6)
+    ro = rollout(Policy(net), boards(chess.STARTING_FEN, chess.STARTING_FEN, KIWIPETE, NEAR), c, seed=4)
+    asked = Counter(bytes(t.numpy()) + bytes(np.sort(l[l >= 0].numpy())) for tok, leg in net.seen for t, l in zip(tok, leg))
+    rows = ro.node[..., :-1][ro.played].unique()
+    want = Counter(bytes(ro.tokens[r].numpy()) + bytes(np.sort(ro.legal[r][ro.legal[r] >= 0].numpy())) for r in rows)
+    assert asked == want and (ro.logp[rows] > -math.inf).any(-1).all()
+    assert len(net.seen) <= c.plies and sum(len(t) for t, _ in net.seen) == len(rows)
+    rest = torch.ones(len(ro.fens), dtype=torch.bool); rest[rows] = False
+    assert rest.any() and (ro.logp[rest] == -math.inf).all()
+
+def test_same_seed_same_rollout():
+    kw = dict(noise=.2, teacher_forcing=.4); starts = lambda: boards(*STARTS)
+    def run(seed=5, step=7, first=0):
+        torch.manual_seed(random.randrange(10**6)); np.random.seed(random.randrange(10**6))          # hidden generators must not matter
+        return rollout(Policy(Peaked(), 1.3), starts(), cfg(**kw), seed, step, first, teacher=first_move)
+    one = run()
+    assert same(one, run())
+    for other in (run(seed=6), run(step=8), run(first=1)):
+        assert other.fens != one.fens
+        assert (one.weight != other.weight).any() and [one.moves(b, g) for b in range(4) for g in range(6)] != [other.moves(b, g) for b in range(4) for g in range(6)]
+
+@pytest.mark.parametrize("kw", [{}, dict(noise=.3), dict(teacher_forcing=.5), dict(learn="starter")], ids=str)
+@pytest.mark.parametrize("cut", [[1, 3], [2, 2], [1, 1, 1, 1], [3, 1]], ids=str)
+def test_a_batch_may_be_cut_anywhere(cut, kw):
+    c, starts = cfg(plies=6, **kw), boards(*STARTS)
+    whole, first = rollout(Policy(Peaked()), starts, c, 9, 2, teacher=first_move), 0
+    for n in cut:
+        part = rollout(Policy(Peaked()), starts[first:first+n], c, 9, 2, first, teacher=first_move)
+        for b in range(n):
+            assert [whole.moves(first+b, g) for g in range(6)] == [part.moves(b, g) for g in range(6)]
+            for name in ("slot", "played", "train", "ended"): assert torch.equal(getattr(whole, name)[first+b], getattr(part, name)[b])
+            torch.testing.assert_close(whole.action_logp()[first+b], part.action_logp()[b], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(whole.weight[first+b], part.weight[b], rtol=1e-4, atol=1e-5)
+        first += n
+
+def test_siblings_and_boards_have_their_own_numbers():
+    u = uniforms(0, 0, list(range(6)), (5, 7))
+    assert u.shape == (6, 5, 7) and len(np.unique(u)) == u.size and (u >= 0).all() and (u < 1).all() and abs(u.mean() - .5) < .1
+    assert not np.isin(u, uniforms(0, 0, list(range(6)), (5, 7), purpose=1)).any()
+    assert not np.isin(u, uniforms(1, 0, list(range(6)), (5, 7))).any() and not np.isin(u, uniforms(0, 1, list(range(6)), (5, 7))).any()
+    same_start = rollout(Policy(Uniform()), [chess.Board()]*3, cfg(plies=4), seed=0)
+    assert len({tuple(same_start.moves(b, g)) for b in range(3) for g in range(6)}) == 18
+
+def test_moves_are_drawn_as_often_as_the_policy_says():
+    "2,000 games of one ply; chi-square against the recorded probabilities."
+    policy = Policy(Peaked(gain=20.), 1.5); ro = rollout(policy, [chess.Board()]*20, SamplerConfig(group=100, plies=1), seed=11)
+    want = ro.logp[0].exp().double()*2000; seen = torch.bincount(ro.slot.flatten(), minlength=len(want)).double()
+    keep = want > 5; chi, dof = ((seen-want)**2/want)[keep].sum().item(), int(keep.sum())
+    assert dof > 8 and chi < dof + 3.1*math.sqrt(2*dof) + 6
+
+def test_a_recorded_distribution_is_the_policys_own():
+    policy = Policy(Peaked(), .7); ro = rollout(policy, boards(*STARTS), cfg(), seed=1)
+    for r in ro.node[..., :-1][ro.played].unique().tolist():
+        with torch.no_grad(): want = policy.dist(*map(torch.as_tensor, encode([chess.Board(ro.fens[r])]))).logp[0]
+        torch.testing.assert_close(ro.logp[r, :len(want)], want, rtol=1e-4, atol=1e-4)
+
+# ---------------------------------------------------------------- how games end
+
+class Line(nn.Module):
+    "Plays fixed lines: by position key, the move that is wanted."
+    def __init__(self, book): super().__init__(); self.book = book
+    def forward(self, tokens, legal):
+        out = torch.full(legal.shape, -1e4).masked_fill(legal < 0, -math.inf)
+        for i, (t, l) in enumerate(zip(tokens, legal)): out[i][torch.isin(l, torch.tensor(self.book[bytes(t.numpy())]))] = 0.
+        return out
+
+def line(start, *moves):
+    "The policy that plays this line from this start, and nothing else."
+    book, b = {}, start.copy()
+    for m in moves:
+        key = bytes(encode([b])[0][0]); book.setdefault(key, []).append(move_to_action(chess.Move.from_uci(m), b.turn)); b.push_uci(m)
+    return Policy(Line(book))
+
+ENDS = [
+    ("6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1", "a1a8", Terminal.CHECKMATE), ("r5k1/5ppp/8/8/8/8/5PPP/6K1 b - - 0 1", "a8a1", Terminal.CHECKMATE),
+    ("7k/8/6K1/5Q2/8/8/8/8 w - - 0 1", "f5f7", Terminal.STALEMATE), ("4k3/8/8/8/8/8/3p4/4K3 w - - 0 1", "e1d2", Terminal.INSUFFICIENT),
+    ("6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 99 80", "a1b1", Terminal.FIFTY), ("6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 99 80", "a1a8", Terminal.CHECKMATE)]
+
+@pytest.mark.parametrize("fen, move, kind", ENDS, ids=str)
+def test_every_kind_of_end(fen, move, kind):
+    start, c = chess.Board(fen), SamplerConfig(group=3, plies=4)
+    ro = rollout(line(start, move), [start], c)
+    check(ro, [start], c)
+    assert (ro.ended[0, :, 1] == kind).all() and ro.played.sum(-1).tolist() == [[1]*3] and (ro.node[0, :, 2:] == -1).all()
+
+SHUFFLE = "g1f3 g8f6 f3g1 f6g8"
+
+def test_repetition_counts_the_starts_own_history():
+    start = drawn(f"{SHUFFLE} g1f3 g8f6 f3g1")                             # one move from the third time
+    c = SamplerConfig(group=3, plies=5)
+    ro = rollout(line(start, "f6g8"), [start], c)
+    check(ro, [start], c)
+    assert (ro.ended[0, :, 1] == Terminal.REPETITION).all() and (ro.played.sum(-1) == 1).all()
+    bare = chess.Board(start.fen())                                        # the same position without its history
+    ro = rollout(line(bare, "f6g8", "e2e4"), [bare], SamplerConfig(group=2, plies=2))
+    assert (ro.ended == 0).all() and ro.played.all()
+
+def test_a_repetition_inside_of_a_rollout():
+    start, c = chess.Board(), SamplerConfig(group=2, plies=12)
+    ro = rollout(line(start, *SHUFFLE.split()*2), [start], c)
+    final = check(ro, [start], c)
+    assert (ro.played.sum(-1) == 8).all() and (ro.ended[0, :, 8] == Terminal.REPETITION).all() and final[0].is_repetition(3)
+    assert len(ro.fens) == 9                                               # the clock is part of the position
+
+def test_one_position_may_be_the_end_of_one_game_and_not_of_another():
+    "The same row of the table, by history a draw in one game and open in the other; the judge must hear of it."
+    old, told = drawn(f"{SHUFFLE} g1f3 g8f6 f3g1"), []
+    new = chess.Board(old.fen())
+    for starts in ([old, new], [new, old]):
+        told.clear(); c = SamplerConfig(group=2, plies=2)
+        ro = rollout(line(new, "f6g8", "e2e4"), starts, c, on_new=told.extend)
+        check(ro, starts, c)
+        k = 0 if starts[0] is old else 1
+        assert (ro.ended[k, :, 1] == Terminal.REPETITION).all() and (ro.ended[1-k] == 0).all()
+        assert ro.node[0, 0, 1] == ro.node[1, 0, 1] and ro.played[1-k].all() and not ro.played[k, :, 1].any()
+        assert ro.fens[ro.node[0, 0, 1]] in told
+
+def test_the_judge_is_told_of_every_open_position_once_and_of_no_end():
+    told = []
+    ro = rollout(Policy(Uniform()), boards(*STARTS, NEAR, "4k3/8/8/8/8/8/3p4/4K3 w - - 0 1"), SamplerConfig(group=12, plies=8), seed=1, on_new=told.extend)
+    rows = lambda mask: {ro.fens[i] for i in ro.node[mask].tolist()}
+    open_, over = rows((ro.ended == 0) & (ro.node >= 0)), rows(ro.ended > 0)
+    by_history = rows(ro.ended == Terminal.REPETITION)
+    assert len(told) == len(set(told)) and open_ <= set(told)
+    assert not set(told) & (over - by_history)                             # "told of new unfinished positions"
+    assert len(over) > 3
+
+def test_finished_and_illegal_starts_raise_before_anything_is_played():
+    finished = ["rnb1kbnr/pppp1ppp/8/4p3/6Pq/5P2/PPPPP2P/RNBQKBNR w KQkq - 1 3", "7k/5Q2/6K1/8/8/8/8/8 b - - 0 1", "4k3/8/8/8/8/8/8/4K3 w - - 0 1",
+                "6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 100 80"]
+    for fen in finished:
+        net = Peaked()
+        with pytest.raises(ValueError, match="finished") as e: rollout(Policy(net), boards(chess.STARTING_FEN, fen), cfg(), on_new=None)
+        assert chess.Board(fen).board_fen() in str(e.value) and not net.seen
+    with pytest.raises(ValueError, match="finished"): rollout(Policy(Peaked()), [drawn(f"{SHUFFLE} {SHUFFLE}")], cfg())
+
+@pytest.mark.parametrize("fen", ["rnbq1bnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w - - 0 1", "4k3/4Q3/8/8/8/8/8/4K3 w - - 0 1", "P3k3/8/8/8/8/8/8/4K2R w - - 0 1",
+                                 "kk6/8/8/8/8/8/8/K6R w - - 0 1", "8/8/8/8/8/8/8/8 w - - 0 1"], ids=["no king", "king can be taken", "pawn on the last rank", "two kings", "empty"])
+def test_an_illegal_start_raises(fen):
+    net, told = Peaked(), []
+    with pytest.raises(ValueError): rollout(Policy(net), boards(chess.STARTING_FEN, fen), cfg(), on_new=told.extend)
+    assert not net.seen and not told                                       # Stockfish dies of such positions
+
+# ---------------------------------------------------------------- the teacher, and who learns
+
+@pytest.mark.parametrize("learn", ["both", "starter"])
+@pytest.mark.parametrize("share", [.5, 1.])
+def test_teacher_forcing(share, learn):
+    asked = []
+    def teacher(fens): assert len(set(fens)) == len(fens); asked.extend(fens); return first_move(fens)
+    c, starts = cfg(group=20, teacher_forcing=share, learn=learn), boards(*STARTS)
+    ro = rollout(Policy(Peaked(gain=5.)), starts, c, seed=3, teacher=teacher)
+    check(ro, starts, c)
+    forced = uniforms(3, 0, [0, 1, 2, 3], (20, 8), purpose=1) < share
+    teachers = 0
+    for b in range(4):
+        for g in range(20):
+            for t, move in enumerate(ro.moves(b, g)):
+                mine = t % 2 == 1 and forced[b, g, t]; teachers += mine
+                if mine: assert [move.uci()] == first_move([ro.fens[ro.node[b, g, t]]]) and ro.fens[ro.node[b, g, t]] in asked
+                assert bool(ro.train[b, g, t]) == (t % 2 == 0 or (learn == "both" and not mine))
+    assert teachers > 50 and ro.train[..., ::2].equal(ro.played[..., ::2])
+    if share == 1: assert not ro.train[..., 1::2].any()
+
+def test_the_teacher_does_not_change_the_policys_own_numbers():
+    "The random numbers of moves and of forcing are apart: first plies agree with and without a teacher."
+    a, b = (rollout(Policy(Peaked()), boards(*STARTS), cfg(teacher_forcing=f), seed=3, teacher=first_move) for f in (0., 1.))
+    assert torch.equal(a.slot[..., 0], b.slot[..., 0]) and not torch.equal(a.slot[..., 1], b.slot[..., 1])
+
+@pytest.mark.parametrize("answer", ["a1a1", "e7e4", "0000", "huh"])
+def test_a_teachers_illegal_move_raises(answer):
+    with pytest.raises((ValueError, IndexError, KeyError)): rollout(Policy(Uniform()), [chess.Board()], cfg(teacher_forcing=1.), teacher=lambda fens: [answer]*len(fens))
+
+def test_a_missing_teacher_raises():
+    with pytest.raises(ValueError, match="teacher"): rollout(Policy(Uniform()), [chess.Board()], cfg(teacher_forcing=.1))
+    with pytest.raises(Exception): rollout(Policy(Uniform()), [chess.Board()], cfg(teacher_forcing=1.), teacher=lambda fens: first_move(fens)[:-1])
+
+def test_learn_starter():
+    starts = boards(*STARTS); ro = rollout(Policy(Peaked()), starts, cfg(learn="starter"), seed=3)
+    both = rollout(Policy(Peaked()), starts, cfg(), seed=3)
+    assert same(ro, Rollout(**{f.name: getattr(both, f.name) for f in fields(Rollout)} | dict(train=ro.train)))     # same games
+    even = torch.arange(8) % 2 == 0
+    assert torch.equal(ro.train, ro.played & even) and torch.equal(both.train, both.played)
+
+# ---------------------------------------------------------------- root noise
+
+def noises(ro, c, seed, step, first=0):
+    "The mixture of each board from its formula, in float64."
+    for b in range(len(ro.node)):
+        pi = ro.logp[ro.node[b, 0, 0]].double().exp().numpy(); pi = pi[pi > 0]
+        eta = np.random.default_rng([seed, step, first+b, 2]).dirichlet([c.noise_alpha]*len(pi))
+        yield pi, (1-c.noise)*pi + c.noise*eta
+
+@pytest.mark.parametrize("noise, alpha", [(.25, .3), (.9, .05), (.5, 10.)])
+def test_root_noise_weights_are_pi_over_mu(noise, alpha):
+    c = cfg(group=64, plies=3, noise=noise, noise_alpha=alpha)
+    ro = rollout(Policy(Peaked(gain=10.)), boards(*STARTS), c, seed=5, step=3)
+    check(ro, boards(*STARTS), c)
+    mixtures = []
+    for b, (pi, mu) in enumerate(noises(ro, c, 5, 3)):
+        mixtures.append(mu/mu.sum())
+        for g in range(64):
+            s = int(ro.slot[b, g, 0]); assert ro.weight[b, g, 0].item() == pytest.approx(pi[s]/mu[s], rel=1e-4)
+        assert (ro.action_logp()[b, :, 0] == ro.logp[ro.node[b, 0, 0]][ro.slot[b, :, 0]]).all()          # π is recorded, not μ
+        assert (pi*1. @ (mu/mu) == pytest.approx(1, abs=1e-5)) and (mu*(pi/mu)).sum() == pytest.approx(1, abs=1e-5)
+    assert (ro.weight[..., 1:] == 1).all() and ro.weight.max() <= 1/(1-noise) + 1e-4
+    assert len({tuple(m.round(6)) for m in mixtures}) == 4
+
+def test_root_noise_draws_follow_mu_and_weights_undo_it():
+    c = SamplerConfig(group=3000, plies=1, noise=.5)
+    ro = rollout(Policy(Peaked(gain=10.)), boards(chess.STARTING_FEN, KIWIPETE), c, seed=8)
+    for b, (pi, mu) in enumerate(noises(ro, c, 8, 0)):
+        seen = np.bincount(ro.slot[b, :, 0], minlength=len(mu)); want = mu*3000; keep = want > 5
+        dof = keep.sum(); chi = ((seen-want)**2/want)[keep].sum()
+        assert dof > 5 and chi < dof + 3.1*math.sqrt(2*dof) + 6
+        plain = pi*3000
+        assert ((seen-plain)**2/np.maximum(plain, 5)).sum() > 3*chi        # and surely not π
+        f = np.cos(np.arange(len(pi)))                                     # E_mu[w f] = E_pi[f]
+        w = ro.weight[b, :, 0].numpy()
+        assert abs((w*f[ro.slot[b, :, 0].numpy()]).mean() - (pi*f).sum()) < 4*(w*f[ro.slot[b, :, 0].numpy()]).std()/math.sqrt(3000)
+
+def test_root_noise_formula():
+    c = SamplerConfig(noise=.25, noise_alpha=.3); logp = np.log(np.array([.7, .2, .1 - 1e-9, 1e-9]))
+    got = np.exp(root_noise(logp, np.random.default_rng(1), c))
+    np.testing.assert_allclose(got, .75*np.exp(logp) + .25*np.random.default_rng(1).dirichlet([.3]*4), rtol=1e-5)
+    assert np.isfinite(root_noise(np.array([0., -1e4]), np.random.default_rng(1), c)).all()
+
+# ---------------------------------------------------------------- measures of the group
+
+def slow_agreement(ro):
+    out = []
+    for b in range(len(ro.node)):
+        for t in range(ro.slot.shape[-1]):
+            acts = [int(ro.legal[ro.node[b, g, t], ro.slot[b, g, t]]) for g in range(ro.node.shape[1]) if ro.train[b, g, t]]
+            if len(acts) > 1: out.append(Counter(acts).most_common(1)[0][1]/len(acts))
+    return out
+
+def slow_diversity(ro, floor, max_boards):
+    pair, centre = [], []
+    for b in range(min(max_boards, len(ro.node))):
+        for t in range(ro.slot.shape[-1]):
+            P = []
+            for g in range(ro.node.shape[1]):
+                if not ro.train[b, g, t]: continue
+                row = np.zeros(1968); r = ro.node[b, g, t]
+                for a, lp in zip(ro.legal[r].tolist(), ro.logp[r].tolist()):
+                    if a >= 0: row[a] = math.exp(lp)
+                P.append(row)
+            if len(P) < 2: continue
+            Q = [(1-floor)*p + floor/1968 for p in P]
+            pair.append(np.mean([(Q[i]*np.log(Q[i]/Q[j])).sum() for i in range(len(Q)) for j in range(len(Q)) if i != j]))
+            m = np.mean(P, 0)
+            centre.append(np.mean([sum(x*math.log(x/y) for x, y in zip(p[p > 0], m[p > 0])) for p in P]))
+    return dict(pairwise_kl=np.mean(pair), kl_to_mean=np.mean(centre))
+
+@pytest.mark.parametrize("kw", [dict(plies=5), dict(plies=5, learn="starter"), dict(plies=5, teacher_forcing=.5)], ids=str)
+def test_agreement_and_diversity_against_loops(kw):
+    starts = boards(*STARTS, NEAR); c = cfg(group=5, **kw)
+    ro = rollout(Policy(Peaked(gain=30.)), starts, c, seed=6, teacher=first_move)
+    want = slow_agreement(ro)
+    assert action_agreement(ro).tolist() == pytest.approx(want) and len(set(want)) > 3
+    assert agreement_stats(ro) == pytest.approx(dict(agreement_mean=np.mean(want), agreement_p90=np.quantile(want, .9)), rel=1e-5)
+    for floor, most in ((1e-3, 8), (.1, 2)): assert policy_diversity(ro, floor, most) == pytest.approx(slow_diversity(ro, floor, most), rel=1e-3, abs=2e-5)
+
+def test_measures_of_a_collapsed_group():
+    start = chess.Board(); ro = rollout(line(start, "e2e4", "e7e5", "g1f3"), [start]*2, SamplerConfig(group=4, plies=3))
+    assert (action_agreement(ro) == 1).all() and agreement_stats(ro) == dict(agreement_mean=1, agreement_p90=1)
+    assert policy_diversity(ro) == pytest.approx(dict(pairwise_kl=0, kl_to_mean=0), abs=1e-5)
+    total = torch.tensor([[1., 1., 4.], [2., 2., 2.]])
+    assert within_spread(total).tolist() == pytest.approx([math.sqrt(2), 0])
+
+# ---------------------------------------------------------------- settings
+
+def test_schedule():
+    c = SamplerConfig(temperature=1.5, temperature_end=.5)
+    assert [temperature_at(c, x) for x in (0., .25, .5, 1.)] == pytest.approx([1.5, 1.25, 1., .5])
+    assert {temperature_at(SamplerConfig(temperature=1.3), x) for x in (0., .3, 1.)} == {1.3}
+    assert temperature_at(SamplerConfig(temperature=.5, temperature_end=2.), 1.) == 2
+
+@pytest.mark.parametrize("kw", [dict(boards=0), dict(group=1), dict(plies=0), dict(learn="white"), dict(temperature=0.), dict(temperature=-1.), dict(temperature_end=-1.),
+                                dict(teacher_forcing=1.1), dict(teacher_forcing=-.1), dict(noise=1.), dict(noise=-.1), dict(noise_alpha=0.), dict(teacher_depth=0),
+                                dict(temperature=math.nan), dict(temperature_end=math.nan), dict(noise=math.nan), dict(noise_alpha=math.nan)], ids=str)
+def test_config_refuses(kw):
+    with pytest.raises(ValueError, match=next(iter(kw)).split("_")[0]): SamplerConfig(**kw)
+
+def test_broken_weights_are_named():
+    class Broken(nn.Module):
+        def forward(self, tokens, legal): return torch.full(legal.shape, math.nan)
+    with pytest.raises(FloatingPointError, match="NaN"): rollout(Policy(Broken()), [chess.Board()], cfg())
+
+def test_the_table_of_positions():
+    table, b = Positions(), chess.Board(); later = chess.Board(); later.push_uci("e2e4")
+    assert table.add([b, b, later]) == ([0, 0, 1], [0, 1]) and table.add([later, b]) == ([1, 0], []) and len(table) == 2
+    other = chess.Board(); other.fullmove_number = 30
+    assert table.add([other]) == ([0], [])                                 # the move number is no part of the position
+    assert [len(l) for l in table.legal] == [20, 20]

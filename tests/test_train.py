@@ -1,0 +1,203 @@
+"The command line as a user meets it: settings, bad input, the run folder, resuming, stopping, the report."
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chess.pgn
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from grpo_chess.model import MODELS, ChessTransformer, save_model
+from grpo_chess.train import Config, build, known_keys, main, make_parser, parse, presets, run
+from grpo_chess.trainer import METRICS, read_metrics
+
+TOP = Path(__file__).resolve().parent.parent
+NET = ["--model.width", "32", "--model.layers", "2", "--model.heads", "2"]
+TINY = [*NET, "--reward.judge", "material", "--positions.window_cp", "0", "--match.games", "0", "--sampler.boards", "4", "--sampler.group", "4", "--sampler.plies", "2", "--trainer.steps", "4",
+        "--trainer.checkpoint_every", "2", "--accelerator", "cpu"]
+
+def command(*args, **kw):
+    env = os.environ | dict(PYTHONPATH=str(TOP), OMP_NUM_THREADS="1")
+    return subprocess.run([sys.executable, "-m", "grpo_chess.train", *map(str, args)], env=env, capture_output=True, text=True, timeout=300, **kw)
+
+def start(*args):
+    env = os.environ | dict(PYTHONPATH=str(TOP), OMP_NUM_THREADS="1")
+    return subprocess.Popen([sys.executable, "-m", "grpo_chess.train", *map(str, args)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+def untimed(path): return [{k: v for k, v in r.items() if "seconds" not in k and k != "judged"} for r in read_metrics(path)]
+
+# Settings
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_parse_and_name_only_known_keys(name):
+    cfg, _ = parse(["--preset", name])
+    assert isinstance(cfg, Config) and cfg.sampler.group >= 2
+
+def test_default_is_tiny():
+    cfg, how = parse([])
+    assert how["preset"] == "tiny" and cfg.model == MODELS["tiny"]
+
+def test_order_of_precedence(tmp_path):
+    file = tmp_path/"my.yaml"; file.write_text("sampler: {boards: 5}\nseed: 7\n")
+    cfg, _ = parse(["--preset", "record", "--config", str(file), "--seed", "9"])
+    assert (cfg.sampler.boards, cfg.seed, cfg.model.width) == (5, 9, 256)
+
+def test_resolved_settings_read_back_as_themselves(tmp_path):
+    cfg, _ = parse(["--preset", "colab", "--loss.delta", "3"])
+    file = tmp_path/"config.yaml"; file.write_text(yaml.safe_dump(dataclasses.asdict(cfg)))
+    assert parse(["--config", str(file)])[0] == cfg
+
+def test_help_explains_every_field(capsys):
+    with pytest.raises(SystemExit) as e: parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert e.value.code == 0
+    parser = make_parser()
+    for action in parser._actions:
+        assert action.help and "SUPPRESS" not in str(action.help), action.option_strings
+    def fields(cls, prefix=""):
+        for f in dataclasses.fields(cls):
+            if dataclasses.is_dataclass(f.default_factory): yield from fields(f.default_factory, f"{prefix}{f.name}.")
+            else: yield f"{prefix}{f.name}", f.name, cls.__doc__
+    for dotted, name, doc in fields(Config):
+        described = re.search(rf"^\s+{name}: (.+)$", doc, re.M)
+        assert described, f"{dotted} has no description"
+        assert f"--{dotted} " in text and " ".join(described.group(1).split())[:30].replace("%", "%") in text, dotted
+
+def test_every_dataclass_field_is_a_setting():
+    assert len(known_keys(make_parser())) > 70
+
+# Bad input: one clear line, exit 2, no traceback
+
+def bad_input(tmp_path):
+    yaml_key = tmp_path/"key.yaml"; yaml_key.write_text("sampler: {boards: 4, grup: 8}\n")
+    yaml_bad = tmp_path/"bad.yaml"; yaml_bad.write_text("a: [1\n")
+    yaml_list = tmp_path/"list.yaml"; yaml_list.write_text("- 1\n")
+    fen = tmp_path/"bad.fen"; fen.write_text("rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1\n8/8/8/8/8/8/8/8 w - - 0 1\n")
+    net = tmp_path/"tiny.safetensors"; save_model(ChessTransformer(MODELS["tiny"]), net)
+    cut = tmp_path/"cut.safetensors"; cut.write_bytes(net.read_bytes()[:1000])
+    notes = tmp_path/"notes.txt"; notes.write_text("I am no engine")
+    (tmp_path/"taken").mkdir()
+    return {
+        "unknown key": (["--sampler.grup", "8"], "sampler.group"),
+        "unknown key in a file": (["--config", yaml_key], "sampler.group"),
+        "short key": (["--boards=8"], "sampler.boards"),
+        "not YAML": (["--config", yaml_bad], "is not YAML"),
+        "a list": (["--config", yaml_list], "expected settings"),
+        "no such file": (["--config", tmp_path/"none.yaml"], "none.yaml"),
+        "no such preset": (["--preset", "huge"], "tiny"),
+        "a value without its key": (["huge"], "huge"),
+        "out of range": (["--sampler.group", "1"], "sampler.group = 1"),
+        "not a number": (["--trainer.lr", "fast"], "trainer.lr"),
+        "a key without its value": (["--trainer.lr"], "trainer.lr"),
+        "wrong choice": (["--loss.scale", "max"], "none, std, rms"),
+        "odd games": (["--match.games", "3"], "match.games = 3"),
+        "FEN that is no position": ([*TINY, "--positions.file", fen], "line 2"),
+        "FEN file that is absent": ([*TINY, "--positions.file", tmp_path/"none.fen"], "none.fen"),
+        "weights of another shape": ([*TINY, "--init", net], "another shape"),
+        "weights cut short": ([*TINY, "--init", cut], "cut.safetensors"),
+        "weights that are absent": ([*TINY, "--init", tmp_path/"none.safetensors"], "none.safetensors"),
+        "run folder exists": ([*TINY, "--name", "taken"], "exists"),
+        "resume what is not there": (["--resume", tmp_path/"none"], "none"),
+        "engine path that is no engine": ([*TINY, "--reward.judge", "engine", "--engine.path", notes], "notes.txt"),
+        "engine path that is absent": ([*TINY, "--reward.judge", "engine", "--engine.path", tmp_path/"fish"], "fish"),
+    }
+
+@pytest.mark.parametrize("case", bad_input(Path(__import__("tempfile").mkdtemp())))
+def test_bad_input_is_one_clear_line(case, tmp_path, capsys):
+    args, says = bad_input(tmp_path)[case]
+    code = main([*map(str, args), "--out", str(tmp_path)])
+    err = capsys.readouterr().err.strip()
+    assert code == 2 and err.startswith("error: ") and len(err.splitlines()) == 1 and says in err, err
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir() and p.name != "taken"] == [], "a run folder was left behind"
+
+def test_bad_input_has_an_exit_status_and_no_traceback(tmp_path):
+    out = command("--sampler.grup", 8, "--out", tmp_path)
+    assert out.returncode == 2 and out.stderr.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in out.stderr
+
+# A run
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    done = command(*TINY, "--out", out, "--name", "a", "--match.games", 8, "--match.adjudicate", "false", "--match.max_plies", 30)
+    assert done.returncode == 0, done.stderr
+    return out/"a", done
+
+def test_the_folder_holds_what_it_should(finished):
+    folder, done = finished
+    have = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert have == {"config.yaml", "metrics.jsonl", "report.md", "report.png", "model.safetensors", "games/sampling.pgn", "games/most.pgn",
+                    *(f"checkpoint/{s}/{f}" for s in ("000002", "000004") for f in ("model.safetensors", "state.pt"))}
+    rows = read_metrics(folder/"metrics.jsonl")
+    assert [r["step"] for r in rows] == [0, 1, 2, 3] and all(set(r) == set(METRICS) for r in rows)
+    assert (folder/"report.png").read_bytes()[:4] == b"\x89PNG"
+
+def test_strength_is_printed_with_games_and_interval(finished):
+    folder, done = finished
+    for text in (done.stdout, (folder/"report.md").read_text()):
+        lines = re.findall(r"new - old: 8 games \+(\d+) =(\d+) -(\d+), score (\S+) \[(\S+), (\S+)\], Elo", text)
+        assert len(lines) == 2
+        for w, d, l, score, low, high in lines:
+            assert int(w) + int(d) + int(l) == 8 and abs(float(score) - (int(w) + int(d)/2)/8) < 6e-4 and float(low) <= float(score) <= float(high)
+
+def test_the_games_can_be_read(finished):
+    with open(finished[0]/"games/sampling.pgn") as f: games = [g for g in iter(lambda: chess.pgn.read_game(f), None)]
+    assert len(games) == 8 and not any(g.errors for g in games)
+
+def test_final_weights_are_those_of_the_last_checkpoint(finished):
+    a, b = load_file(finished[0]/"model.safetensors"), load_file(finished[0]/"checkpoint/000004/model.safetensors")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+def test_same_command_same_run(finished, tmp_path):
+    assert command(*TINY, "--out", tmp_path, "--name", "b").returncode == 0
+    assert untimed(tmp_path/"b/metrics.jsonl") == untimed(finished[0]/"metrics.jsonl")
+
+def test_killed_and_resumed_equals_never_stopped(finished, tmp_path):
+    "SIGKILL after the first checkpoint; --resume repeats what was lost and ends at the same weights."
+    process = start(*TINY, "--out", tmp_path, "--name", "k")
+    log = tmp_path/"k/metrics.jsonl"
+    while not (tmp_path/"k/checkpoint/000002").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(.01)
+    process.kill(); process.wait()
+    with open(log, "a") as f: f.write('{"step": 3, "torn')                                    # as a crash may leave it
+    done = command("--resume", tmp_path/"k")
+    assert done.returncode == 0, done.stderr
+    assert untimed(log) == untimed(finished[0]/"metrics.jsonl")
+    a, b = load_file(tmp_path/"k/model.safetensors"), load_file(finished[0]/"model.safetensors")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+def test_ctrl_c_finishes_the_step_and_reports(tmp_path):
+    args = [a if a != "4" or TINY[i-1] != "--trainer.steps" else "100000" for i, a in enumerate(TINY)]
+    process = start(*args, "--out", tmp_path, "--name", "c")
+    while not (tmp_path/"c/metrics.jsonl").exists() or not (tmp_path/"c/metrics.jsonl").read_text(): assert process.poll() is None; time.sleep(.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Stopped by a signal" in out and "--resume" in out, out + err
+    rows = read_metrics(tmp_path/"c/metrics.jsonl")
+    assert (tmp_path/f"c/checkpoint/{len(rows):06d}").exists() and (tmp_path/"c/report.png").exists()
+
+def test_time_limit_stops_and_says_so(tmp_path, capsys):
+    args = [a if a != "4" or TINY[i-1] != "--trainer.steps" else "100000" for i, a in enumerate(TINY)]
+    assert main([*args, "--out", str(tmp_path), "--name", "t", "--minutes", "0.02"]) == 0
+    assert "time limit" in capsys.readouterr().out
+
+def test_with_stockfish_and_a_teacher(tmp_path):
+    cfg, _ = parse([*TINY, "--reward.judge", "engine", "--reward.depth", "1", "--sampler.teacher_forcing", "0.5", "--sampler.teacher_depth", "1", "--positions.window_cp", "300",
+                    "--trainer.steps", "2", "--match.games", "4", "--match.max_plies", "10", "--match.depth", "1", "--out", str(tmp_path), "--name", "e"])
+    folder, matches = run(cfg, quiet=True)
+    rows = read_metrics(folder/"metrics.jsonl")
+    assert len(rows) == 2 and all(r["ratio_error"] < 1e-5 and r["plies"] < 4*4*2 for r in rows) and {len(m.games) for m in matches.values()} == {4}
+
+def test_wandb_works_offline_without_a_login(tmp_path):
+    done = command(*TINY, "--trainer.steps", "1", "--track", "wandb", "--out", tmp_path, "--name", "w")
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path/"w").rglob("*.wandb"))
