@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from grpo_chess.board import action_to_move, encode, move_to_action, position_key
+from grpo_chess.board import action_to_move, encode, position_key
 from grpo_chess.model import (MODELS, ChessTransformer, ModelConfig, MoveDist, NoLegalMove, Policy, WeightsError, describe, forward_flops, freeze,
                               load_model, n_params, save_model)
 
@@ -54,7 +54,7 @@ def test_entropy_and_kl_are_sums_over_moves():
         assert entropy[i].item() == pytest.approx(-sum(math.exp(x)*x for x in a), abs=1e-5)
         assert kl[i].item() == pytest.approx(sum(math.exp(x)*(x-y) for x, y in zip(a, b)), rel=1e-4, abs=1e-5)
         assert (p.logp[i, n:] == -math.inf).all() and (p.probs[i, n:] == 0).all()
-    assert (p.kl(p) == 0).all() and (p.kl(q) > 0)[p.legal.sum(-1) > 1].all()
+    assert (p.finite[~p.legal] == 0).all() and (p.kl(p) == 0).all() and (p.kl(q) > 0)[p.legal.sum(-1) > 1].all()
     assert entropy.min() >= 0 and (entropy <= p.legal.sum(-1).log() + 1e-5).all()
 
 def test_exact_gradients():
@@ -184,6 +184,14 @@ def test_every_parameter_has_a_gradient():
     dead = [n for n, p in net.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
     assert dead == []
 
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_recording_a_gradient_changes_no_score(bf16):
+    "The sampler asks without a gradient, the loss with one. Attention picks its kernel by that, and bfloat16 shows the difference."
+    net = lively(ModelConfig(width=32, layers=2, heads=2)); out = []
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=bf16): out.append(net(*batch(BOARDS)).detach())
+    assert (out[0] - out[1])[out[0] > -math.inf].abs().max() < 1e-6*out[0].abs()[out[0] > -math.inf].max()
+
 # ---------------------------------------------------------------- sampling
 
 def test_sample_at_the_edges():
@@ -207,6 +215,14 @@ def test_sample_is_the_slow_search():
                 acc += p
                 if acc > x*total: break
             assert slot == want
+
+def test_sample_next_to_every_edge():
+    "218 equal moves, and numbers 1e-9 to either side of each edge: single precision could not tell them apart."
+    d = MoveDist.from_logits(torch.zeros(1, 218)); p = d.probs[0, 0].double().item()
+    edges = torch.arange(1, 218, dtype=torch.float64)/218
+    assert abs(218*p - 1) > 1e-9                                                           # the sum is not 1, and need not be
+    for side, want in ((-1e-9, range(217)), (1e-9, range(1, 218))):
+        assert MoveDist(d.logp.expand(217, -1)).sample(edges + side).tolist() == list(want)
 
 def test_sample_frequencies():
     "Chi-square of 40,000 draws over about 20 moves: below the 99.9 % point."
