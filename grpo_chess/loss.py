@@ -82,7 +82,7 @@ def clipped_surrogate(
 )->Tensor:                    # [...] to be minimised
     "PPO's clipped surrogate, negated (1707.06347, eq. 7)."
     clipped = ratio.clamp(1-epsilon_low, 1+epsilon_high)
-    free = ratio if delta is None else ratio.clamp(max=delta)
+    free = ratio if delta is None else torch.where(adv < 0, ratio.clamp(max=delta), ratio)
     return -torch.minimum(free*adv, clipped*adv)
 
 # %% ../nbs/03_loss.ipynb #6fd2455a
@@ -92,12 +92,14 @@ def clip_fractions(
     mask:Tensor,              # [...] bool
     epsilon_low:float=.2,
     epsilon_high:float=.2,
+    delta:float|None=None,    # ceiling of the ratio where the advantage is negative; None: none
 )->dict[str,float]:           # clip_region, clip_binding, clip_binding_low, clip_binding_high
     "Shares of plies outside of the clip range, and of those whose gradient the clip removes, by side."
     n = mask.sum().clamp_min(1)
     low, high = (ratio < 1-epsilon_low) & mask, (ratio > 1+epsilon_high) & mask
     share = lambda x: (x.sum()/n).item()
-    bind_low, bind_high = share(low & (adv < 0)), share(high & (adv > 0))
+    ceiling = mask & (adv < 0) & (ratio > max(delta, 1+epsilon_high)) if delta else torch.zeros_like(mask)
+    bind_low, bind_high = share(low & (adv < 0)), share(high & (adv > 0) | ceiling)
     return dict(clip_region=share(low | high), clip_binding=bind_low+bind_high, clip_binding_low=bind_low, clip_binding_high=bind_high)
 
 # %% ../nbs/03_loss.ipynb #710c80a8
@@ -211,7 +213,7 @@ def loss_terms(
 )->dict[str,Tensor]:                # policy, kl, entropy: raw scalars; total: with coefficients
     "The GRPO objective, term by term."
     keep = lambda v: torch.where(x.mask, v, 0.)
-    add_up = lambda v: (keep(v)*x.weight).sum()
+    add_up = lambda v: (keep(v)*keep(x.weight)).sum()
     log_ratio = keep(x.logp_new - keep(x.logp_old))
     if cfg.ratio == "trajectory": log_ratio = trajectory_log_ratio(log_ratio, x.mask)
     ratio, adv = log_ratio.exp(), keep(x.adv)
@@ -234,6 +236,9 @@ def ratio_stats(
     "Clip fractions, mean ratio, effective sample size, k1 (`approx_kl`) and the largest |log ratio|."
     log_ratio = torch.where(mask, logp_new - logp_old, 0.)
     ratio, n = log_ratio.exp(), mask.sum().clamp_min(1)
-    return clip_fractions(ratio, adv, mask, cfg.epsilon_low, cfg.epsilon_high) | dict(
+    clipped = trajectory_log_ratio(log_ratio, mask).exp() if cfg.ratio == "trajectory" else ratio
+    clips = clip_fractions(clipped, adv, mask, cfg.epsilon_low, cfg.epsilon_high, cfg.delta or None)
+    if cfg.surrogate == "cispo": clips |= dict.fromkeys(("clip_binding", "clip_binding_low", "clip_binding_high"), 0.)   # it weighs, and loses no gradient
+    return clips | dict(
         mean_ratio=(torch.where(mask, ratio, 0.).sum()/n).item(), ess=effective_sample_size(ratio, mask),
         approx_kl=(-log_ratio.sum()/n).item(), max_log_ratio=log_ratio.abs().max().item() if mask.any() else 0.)

@@ -120,7 +120,7 @@ class Judge:
     def collect(self, job)->None:
         "Move a finished job from pending to known."
         mine = [f for f, j in self.pending.items() if j is job]
-        try: self.known |= zip(mine, self.scale.value(job.result()).tolist())
+        try: self.known |= zip(mine, self.scale.value(job.result()).tolist(), strict=True)
         finally: self.pending = {f: j for f, j in self.pending.items() if j is not job}    # a failed job may be asked again
 
 # %% ../nbs/05_reward.ipynb #1e7facfc

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .board import action_to_move, encode, move_to_action, position_key, terminal
+from .board import Terminal, action_to_move, encode, move_to_action, parse_fen, position_key, terminal
 from .model import MoveDist, Policy
 
 # %% auto #0
@@ -53,10 +53,11 @@ class SamplerConfig:
         if self.boards < 1 or self.plies < 1: raise ValueError(f"sampler.boards = {self.boards} and sampler.plies = {self.plies} must be at least 1")
         if self.group < 2: raise ValueError(f"sampler.group = {self.group} must be at least 2: an advantage compares a game with its siblings")
         if self.learn not in ("both", "starter"): raise ValueError(f"sampler.learn = {self.learn!r} must be both or starter")
-        if self.temperature <= 0 or self.temperature_end < 0: raise ValueError(f"sampler.temperature = {self.temperature} must be above 0")
+        if not 0 < self.temperature < float("inf"): raise ValueError(f"sampler.temperature = {self.temperature} must be above 0")
+        if not 0 <= self.temperature_end < float("inf"): raise ValueError(f"sampler.temperature_end = {self.temperature_end} must be above 0, or 0 for a constant temperature")
         if not 0 <= self.teacher_forcing <= 1: raise ValueError(f"sampler.teacher_forcing = {self.teacher_forcing} must be between 0 and 1")
         if not 0 <= self.noise < 1: raise ValueError(f"sampler.noise = {self.noise} must be at least 0 and below 1")
-        if self.noise_alpha <= 0: raise ValueError(f"sampler.noise_alpha = {self.noise_alpha} must be above 0")
+        if not self.noise_alpha > 0: raise ValueError(f"sampler.noise_alpha = {self.noise_alpha} must be above 0")
         if self.teacher_depth < 1: raise ValueError(f"sampler.teacher_depth = {self.teacher_depth} must be at least 1")
 
 def temperature_at(
@@ -173,6 +174,7 @@ def rollout(
 )->Rollout:                               # on the CPU
     "Play `cfg.group` games of `cfg.plies` plies from every start."
     if cfg.teacher_forcing and teacher is None: raise ValueError("sampler.teacher_forcing is above 0: pass a teacher, a function that gives best moves")
+    for board in starts: parse_fen(board.fen())       # engines crash on what is no position; legal moves keep it one
     B, G, T = len(starts), cfg.group, cfg.plies
     index = list(range(first, first+B))
     u = uniforms(seed, step, index, (G, T)).reshape(B*G, T)
@@ -186,8 +188,8 @@ def rollout(
     def arrive(games, t):                 # record where the games stand after t plies; returns those that go on
         rows, new = table.add([boards[i] for i in games])
         for i, r in zip(games, rows): node[i, t], ended[i, t] = r, terminal(boards[i], len(table.legal[r]))
-        over = {r for i, r in zip(games, rows) if ended[i, t]}
-        if on_new and (fens := [table.fens[r] for r in new if r not in over or len(table.legal[r])]): on_new(fens)
+        over = {r for i, r in zip(games, rows) if 0 < ended[i, t] < Terminal.REPETITION}    # a repetition may be open in another game
+        if on_new and (fens := [table.fens[r] for r in new if r not in over]): on_new(fens)
         return [i for i in games if not ended[i, t]]
 
     live = arrive(list(range(B*G)), 0)

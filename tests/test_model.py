@@ -201,6 +201,7 @@ def test_sample_at_the_edges():
     below = lambda x: math.nextafter(x, 0.)
     for u, slot in [(0., 1), (below(.25), 1), (.25, 2), (below(.75), 2), (.75, 4), (below(1.), 4)]:
         assert d.sample(torch.tensor(u, dtype=torch.float64)).item() == slot, u
+    assert d.sample(torch.tensor(1.)).item() < 6                                           # a number rounded up to 1 still finds a legal move
     many = d.reshape((1, -1)).logp.expand(10_001, -1)
     drawn = MoveDist(many).sample(torch.linspace(0, 1, 10_001, dtype=torch.float64).clamp_max(below(1.)))
     assert set(drawn.tolist()) == {1, 2, 4} and (drawn.diff() >= 0).all()

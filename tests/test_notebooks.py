@@ -28,7 +28,7 @@ def test_runs_and_repeats_its_outputs(path):
     "A fresh process runs the page from top to bottom and prints what is stored."
     stored = nbformat.read(path, 4)
     fresh = nbformat.read(path, 4)
-    os.environ["PYTHONPATH"] = str(TOP)
+    os.environ |= {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}      # two tests at a time: a thread each
     NotebookClient(fresh, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
     for i, (then, now) in enumerate(zip(text_outputs(stored), text_outputs(fresh))):
         assert then == now, f"code cell {i} of {path.name} printed something else"

@@ -152,7 +152,7 @@ def test_the_policy_is_asked_once_about_each_position_it_must_move_in():
 def test_a_position_met_again_at_a_later_ply_is_not_asked_again():
     start, later = chess.Board(), chess.Board()
     for m in ("e2e4", "e7e5"): later.push_uci(m)
-    policy, sizes = line(start, "e2e4", "e7e5", "g1f3", "b8c6"), []
+    policy, sizes = line(start, "e2e4", "e7e5", "g1f3", "b8c6", "f1b5"), []
     policy.model.register_forward_pre_hook(lambda m, args: sizes.append(len(args[0])))
     ro = rollout(policy, [start, later], SamplerConfig(group=2, plies=2))
     assert sizes == [2, 2] and ro.node[0, 0, 2] == ro.node[1, 0, 0]        # the second game starts where the first one gets to
