@@ -49,8 +49,8 @@ def update_rate(name, device, dtype, positions):
     return positions/timed(step, device)
 
 
-def step_memory(name):
-    "Peak resident memory (CPU) of one GRPO step at B=32 G=16 T=16, in a process of its own."
+def step_memory(name, boards=32, group=16, plies=16):
+    "Time and peak resident memory (CPU) of one GRPO step, in a process of its own."
     code = f"""
 import resource, torch
 from grpo_chess.reward import Judge, RewardConfig
@@ -60,17 +60,18 @@ from grpo_chess.model import MODELS, ChessTransformer
 from grpo_chess.positions import PositionsConfig, start_positions
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 t = Trainer(make_fabric(accelerator='cpu'), ChessTransformer(MODELS[{name!r}]), lambda s, f, n: start_positions(n, PositionsConfig(window_cp=0), 0, s, first=f),
-            Judge(RewardConfig(judge='material')), SamplerConfig(boards=32, group=16, plies=16), trainer=TrainerConfig(micro_batch=1024))
+            Judge(RewardConfig(judge='material')), SamplerConfig(boards={boards}, group={group}, plies={plies}), trainer=TrainerConfig(micro_batch=1024))
 row = t.step(); print(base/2**10, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**10, row['plies'], row['seconds'])
 """
-    base, peak, plies, seconds = map(float, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-4:])
-    print(f"{name}: one step at B=32 G=16 T=16 ({plies:.0f} plies): peak {peak:,.0f} MiB, of which {base:,.0f} before it; {seconds:.1f} s with the material judge", flush=True)
+    base, peak, n, seconds = map(float, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-4:])
+    print(f"{name}: one step at B={boards} G={group} T={plies} ({n:,.0f} plies): peak {peak:,.0f} MiB, of which {base:,.0f} before it; {seconds:.1f} s with the material judge", flush=True)
 
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--models", nargs="+", default=["tiny", "record"]); p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     p.add_argument("--positions", type=int, default=512); p.add_argument("--no-memory", action="store_true")
+    p.add_argument("--scaling", action="store_true", help="also a step of the first model with B, G and T doubled")
     args = p.parse_args()
     print(torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads", "· torch", torch.__version__)
     for dtype in (torch.float32, torch.bfloat16):
@@ -82,4 +83,5 @@ if __name__ == "__main__":
             print(f"  {name}: {rate:,.0f} positions/s, {flops/1e9:,.0f} GFLOP/s, {flops/peak:.0%} of the matrix product", flush=True)
     if args.device == "cpu" and not args.no_memory:
         for name in args.models: step_memory(name)
+        for shape in ((64, 16, 16), (32, 32, 16), (32, 16, 32)) if args.scaling else (): step_memory(args.models[0], *shape)
     if args.device == "cuda": print(f"peak GPU memory {torch.cuda.max_memory_allocated()/2**20:,.0f} MiB")

@@ -111,13 +111,15 @@ def effective_sample_size(
     r = ratio[mask].double()
     return (r.sum()**2/(len(r)*(r**2).sum())).item() if len(r) else 1.
 
-# %% ../nbs/03_loss.ipynb #0518c3e7
+# %% ../nbs/03_loss.ipynb #1efd0d1f
 def trajectory_log_ratio(
-    log_ratio:Tensor,   # [N, T] by ply, 0 on padding
-    mask:Tensor,        # [N, T]
-)->Tensor:              # [N, T] the mean of each trajectory, repeated
-    "Log-ratio of whole trajectories, length-normalised (GSPO)."
-    return masked_mean(log_ratio, mask, -1).expand_as(log_ratio)
+    log_ratio:Tensor,   # [..., T] by ply, 0 on padding
+    mask:Tensor,        # [..., T]
+)->Tensor:              # [..., T] the mean over the plies of the same side of the same game
+    "Log-ratio of a side's whole trajectory, length-normalised (GSPO)."
+    starter = torch.arange(log_ratio.shape[-1], device=mask.device) % 2 == 0
+    first, second = (masked_mean(log_ratio, mask & side, -1) for side in (starter, ~starter))
+    return torch.where(starter, first, second)
 
 def cispo_surrogate(ratio:Tensor, logp_new:Tensor, adv:Tensor, epsilon_high:float=.2)->Tensor:
     "CISPO: a clipped weight without gradient, on the log-probability."

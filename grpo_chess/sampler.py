@@ -53,8 +53,8 @@ class SamplerConfig:
         if self.boards < 1 or self.plies < 1: raise ValueError(f"sampler.boards = {self.boards} and sampler.plies = {self.plies} must be at least 1")
         if self.group < 2: raise ValueError(f"sampler.group = {self.group} must be at least 2: an advantage compares a game with its siblings")
         if self.learn not in ("both", "starter"): raise ValueError(f"sampler.learn = {self.learn!r} must be both or starter")
-        if not 0 < self.temperature < float("inf"): raise ValueError(f"sampler.temperature = {self.temperature} must be above 0")
-        if not 0 <= self.temperature_end < float("inf"): raise ValueError(f"sampler.temperature_end = {self.temperature_end} must be above 0, or 0 for a constant temperature")
+        if not .01 <= self.temperature <= 100: raise ValueError(f"sampler.temperature = {self.temperature} must be between 0.01 and 100")
+        if self.temperature_end and not .01 <= self.temperature_end <= 100: raise ValueError(f"sampler.temperature_end = {self.temperature_end} must be between 0.01 and 100, or 0 for a constant temperature")
         if not 0 <= self.teacher_forcing <= 1: raise ValueError(f"sampler.teacher_forcing = {self.teacher_forcing} must be between 0 and 1")
         if not 0 <= self.noise < 1: raise ValueError(f"sampler.noise = {self.noise} must be at least 0 and below 1")
         if not self.noise_alpha > 0: raise ValueError(f"sampler.noise_alpha = {self.noise_alpha} must be above 0")
@@ -74,9 +74,9 @@ def uniforms(
     step:int,            # of the run
     index:list[int],     # global numbers of the boards
     shape:tuple,         # of the numbers for one board
-    purpose:int=0,       # 0 moves, 1 teacher forcing
+    purpose:int=0,       # 0 moves, 1 teacher forcing; 2 is root noise, 3 the trainer's order of boards
 )->np.ndarray:           # [len(index), *shape] in [0, 1)
-    "Counter-based random numbers: a function of seed, step and board alone."
+    "Counter-based random numbers: a function of seed, step, board and purpose alone."
     return np.stack([np.random.default_rng([seed, step, b, purpose]).random(shape) for b in index])
 
 # %% ../nbs/02_sampler.ipynb #a8685029

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from .loss import LossConfig, Plies, group_advantage, loss_terms, no_spread_share, ply_weights, ratio_stats, returns
 from .model import ChessTransformer, MoveDist, Policy, freeze, load_model, save_model
 from .reward import Judge, step_rewards
-from .sampler import Rollout, SamplerConfig, action_agreement, agreement_stats, rollout, temperature_at, within_spread
+from .sampler import Rollout, SamplerConfig, action_agreement, agreement_stats, policy_diversity, rollout, temperature_at, within_spread
 
 # %% auto #0
 __all__ = ['METRICS', 'PANEL', 'TrainerConfig', 'AblateConfig', 'lr_factor', 'make_fabric', 'InPrecision', 'gather_boards',
-           'mean_of_all', 'sum_gradients', 'Batch', 'judge_rollout', 'forward', 'NotFinite', 'Trainer',
-           'save_checkpoint', 'checkpoints', 'load_checkpoint', 'read_metrics', 'draw_panel']
+           'mean_of_all', 'sum_gradients', 'Batch', 'judge_rollout', 'forward', 'NotFinite', 'CheckpointError',
+           'Trainer', 'save_checkpoint', 'flush', 'checkpoints', 'load_checkpoint', 'read_metrics', 'draw_panel']
 
 # %% ../nbs/07_trainer.ipynb #c21931bb
 @dataclass
@@ -100,7 +100,7 @@ def lr_factor(
 )->float:              # multiplies lr
     "Linear warm-up, then decay to 0 at `cfg.steps`."
     if step < cfg.warmup: return (step+1)/(cfg.warmup+1)
-    x = (step - cfg.warmup)/max(1, cfg.steps - cfg.warmup)
+    x = min(1., (step - cfg.warmup)/max(1, cfg.steps - cfg.warmup))
     return dict(constant=1., linear=1-x, cosine=(1+math.cos(math.pi*x))/2)[cfg.decay]
 
 # %% ../nbs/07_trainer.ipynb #00c4b2eb
@@ -108,8 +108,10 @@ def make_fabric(
     precision:str="auto",
     accelerator:str="auto",   # auto, cpu or cuda
 )->Fabric:                    # launched
-    "Fabric for this process; under torchrun it joins the others (gloo on CPU, nccl on GPU)."
+    "Fabric for this process; under torchrun it joins the others (gloo on CPU, nccl on GPU). ValueError if there is no such hardware."
     cuda = accelerator != "cpu" and torch.cuda.is_available()
+    if accelerator == "cuda" and not cuda: raise ValueError("accelerator = cuda: torch finds no GPU here; use cpu or auto")
+    if precision == "16-mixed" and not cuda: raise ValueError("trainer.precision = 16-mixed needs a GPU; use 32-true or bf16-mixed")
     if precision == "auto": precision = "32-true" if not cuda else "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=local, precision=precision, num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
@@ -201,9 +203,12 @@ def forward(
         plies.logp_ref, plies.kl_ref = pick(ref), dist.kl(ref)[index]
     return plies
 
-# %% ../nbs/07_trainer.ipynb #a87be462
+# %% ../nbs/07_trainer.ipynb #86b8708a
 class NotFinite(RuntimeError):
-    "The loss or the gradient stopped being a number."
+    "The loss, the gradient or the weights stopped being numbers."
+
+class CheckpointError(RuntimeError):
+    "A checkpoint that cannot be read."
 
 class Trainer:
     "GRPO on one model; `step()` does one step and returns its metrics."
@@ -233,7 +238,7 @@ class Trainer:
         self.params = body + head
         groups = [dict(params=p, base=lr) for p, lr in ((body, self.tcfg.lr), (head, self.tcfg.head_lr or self.tcfg.lr)) if p]
         self.optimizer = fabric.setup_optimizers(torch.optim.AdamW(groups, lr=self.tcfg.lr, weight_decay=self.tcfg.weight_decay))
-        self.done = 0
+        self.done, self.skipped = 0, 0
 
     def policy(self, model:nn.Module, loss:bool=False)->Policy:
         "The policy of this step; the only place where the two temperatures can be made to differ, and only by `ablate`."
@@ -274,15 +279,15 @@ class Trainer:
         full = lambda x: gather_boards(self.fabric, x.to(self.fabric.device)).cpu()
         old, adv, train = full(batch.logp_old), full(batch.adv), full(batch.rollout.train)
         for epoch in range(self.tcfg.epochs):
-            order = np.random.default_rng([self.seed, self.done, epoch]).permutation(self.scfg.boards)
+            order = np.random.default_rng([self.seed, self.done, epoch, 3]).permutation(self.scfg.boards)    # 0–2 are the sampler's
             for boards in np.array_split(order, self.tcfg.minibatches):
                 self.optimizer.zero_grad()
                 terms, new = self.minibatch(batch, boards.tolist())
                 sum_gradients(self.fabric, self.params)
                 norm = float(self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.tcfg.grad_clip or math.inf, error_if_nonfinite=False))
-                if not math.isfinite(terms["total"]) or (not math.isfinite(norm) and "16-mixed" != self.fabric_precision):
-                    raise NotFinite(f"step {self.done}: loss {terms['total']}, gradient norm {norm}")
+                self.check_finite(terms["total"], norm)
                 self.optimizer.step()
+                if not all(p.isfinite().all() for p in self.params): raise NotFinite(f"step {self.done}: the update made the weights infinite or NaN")
                 here = torch.as_tensor(boards)
                 stats = ratio_stats(full(new)[here], old[here], adv[here], train[here], self.lcfg)
                 rows.append({"loss": terms["total"], "ppo_loss": terms["policy"], "kl_term": self.lcfg.kl_coef*terms["kl"], "entropy_term": -self.lcfg.entropy_coef*terms["entropy"],
@@ -290,19 +295,25 @@ class Trainer:
         mean = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
         return mean | dict(ratio_error=rows[0]["max_log_ratio"])
 
-    @property
-    def fabric_precision(self)->str: return self.fabric.strategy.precision.precision
+    def check_finite(self, loss:float, norm:float, patience:int=20)->None:
+        "NotFinite unless loss and gradient are numbers; a float16 scaler may skip a few updates until it has found its scale."
+        self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
+        scaled = self.fabric.strategy.precision.precision == "16-mixed"
+        if not math.isfinite(loss) or self.skipped > (patience if scaled else 0): raise NotFinite(f"step {self.done}: loss {loss}, gradient norm {norm}")
 
     def step(self)->dict[str, float]:
         "One GRPO step; NotFinite leaves the weights as they were before it."
         start, before = time.perf_counter(), copy.deepcopy(self.state())
+        if self.ablate.dropout: torch.manual_seed(hash((self.seed, self.done, self.fabric.global_rank)))     # dropout draws from torch's own generator
         if self.player is not self.model and self.done % self.tcfg.sync_every == 0: self.player.load_state_dict(self.model.state_dict())
-        batch = self.play(); played = time.perf_counter()
+        try: batch = self.play()
+        except FloatingPointError as e: raise NotFinite(f"step {self.done}: {e}") from None
+        played = time.perf_counter()
         try: moved = self.update(batch)
         except NotFinite: self.load_state(before); raise
         ro, old = batch.rollout, MoveDist(batch.rollout.logp)
         entropy = mean_of_all(self.fabric, old.entropy()[ro.node[..., :-1][ro.train]])
-        agreement = agreement_stats(ro) | dict(agreement_mean=mean_of_all(self.fabric, action_agreement(ro)))
+        agreement = agreement_stats(ro) | dict(agreement_mean=mean_of_all(self.fabric, action_agreement(ro))) | policy_diversity(ro)
         end = time.perf_counter()
         row = {"step": self.done, **batch.stats, **moved, "entropy": entropy, "effective_moves": math.exp(entropy), **agreement, "kl_step": self.moved_kl(batch),
                "temperature": ro.temperature, "lr": self.optimizer.param_groups[0]["lr"], "positions": len(ro.fens), "judged": self.judge.asked,
@@ -312,9 +323,10 @@ class Trainer:
 
     @torch.no_grad()
     def moved_kl(self, batch:Batch, most:int=256)->float:
-        "Exact KL(old || new) after the step, mean over at most `most` of the positions."
+        "Exact KL(player || policy after the step), mean over about `most` positions, spread evenly over the games."
         ro = batch.rollout
-        rows = ro.node[..., :-1][ro.train].unique()[:most]
+        rows = ro.node[..., :-1][ro.train].unique()
+        rows = rows[::max(1, len(rows)*self.fabric.world_size//most)]
         dist = self.policy(self.model).dist(ro.tokens[rows].to(self.fabric.device), ro.legal[rows].to(self.fabric.device))
         return mean_of_all(self.fabric, MoveDist(ro.logp[rows].to(self.fabric.device)).kl(dist).cpu())
 
@@ -328,8 +340,8 @@ class Trainer:
         "Go back to a state."
         self.done = state["done"]
         self.model.load_state_dict(state["model"]); self.optimizer.load_state_dict(state["optimizer"])
-        if "player" in state and self.player is not self.model: self.player.load_state_dict(state["player"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        if self.player is not self.model: self.player.load_state_dict(state.get("player", state["model"]))
+        if state["precision"]: self.fabric.strategy.precision.load_state_dict(state["precision"])
 
 # %% ../nbs/07_trainer.ipynb #7f60d3e0
 def save_checkpoint(
@@ -339,14 +351,18 @@ def save_checkpoint(
     "Write the state of a run, whole or not at all; keeps the newest `trainer.keep`."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     final, tmp = folder/f"{trainer.done:06d}", folder/f"{trainer.done:06d}.tmp"
+    if final.exists(): return final
     shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir()
     state = trainer.state(); state.pop("model")
     save_model(trainer.model, tmp/"model.safetensors"); torch.save(state, tmp/"state.pt")
-    for f in [*tmp.iterdir(), tmp]:
-        fd = os.open(f, os.O_RDONLY); os.fsync(fd); os.close(fd)
-    shutil.rmtree(final, ignore_errors=True); tmp.rename(final)
+    for f in [*tmp.iterdir(), tmp]: flush(f)
+    tmp.rename(final); flush(folder)
     for old in checkpoints(folder)[:-trainer.tcfg.keep]: shutil.rmtree(old)
     return final
+
+def flush(path:Path)->None:
+    "Wait until a file or a folder is on the disk."
+    fd = os.open(path, os.O_RDONLY); os.fsync(fd); os.close(fd)
 
 def checkpoints(folder:str|Path)->list[Path]:
     "The whole checkpoints of a folder, oldest first."
@@ -356,10 +372,10 @@ def load_checkpoint(
     trainer:Trainer,
     path:str|Path,       # one checkpoint
 )->None:
-    "Continue from a checkpoint; WeightsError if its model has another shape."
+    "Continue from a checkpoint; WeightsError if its model has another shape, CheckpointError if it is damaged."
     model = load_model(Path(path)/"model.safetensors", trainer.model.cfg)
-    state = torch.load(Path(path)/"state.pt", weights_only=True, map_location=trainer.fabric.device)
-    trainer.load_state(state | dict(model=model.state_dict()))
+    try: trainer.load_state(torch.load(Path(path)/"state.pt", weights_only=True, map_location=trainer.fabric.device) | dict(model=model.state_dict()))
+    except Exception as e: raise CheckpointError(f"{path} cannot be read: {type(e).__name__}: {' '.join(str(e).split())[:200]}") from None   # a damaged pickle raises anything
 
 # %% ../nbs/07_trainer.ipynb #0dfc5cf2
 METRICS = {   # column: (meaning, the record's name)
@@ -387,13 +403,15 @@ METRICS = {   # column: (meaning, the record's name)
     "clip_binding_high": ("of these, advantage > 0 and ratio too large", ""),
     "approx_kl": ("mean(log π_old - log π_new), k1", "mean_kl_divergence"),
     "kl_exact": ("exact KL(old || new) during the updates", ""),
-    "kl_step": ("exact KL(old || new) after the step", ""),
+    "kl_step": ("exact KL(player || policy after the step) over a sample of the positions", ""),
     "entropy": ("exact entropy of the policy that played, nats", "entropy (sampled there)"),
     "effective_moves": ("e^entropy", ""),
     "agreement_mean": ("share of a group that plays its most frequent move, mean over boards and plies", "agreement"),
+    "pairwise_kl": ("mean pairwise KL of the siblings' move distributions, first 8 boards, floored by 0.1 % of uniform", ""),
+    "kl_to_mean": ("mean KL of the siblings' distributions to their group's mean, first 8 boards; at most ln G", ""),
     "agreement_p90": ("90th percentile of the same, of the first process's boards", ""),
     "temperature": ("sampling temperature", "rollout_temperature"),
-    "lr": ("learning rate of the body", ""),
+    "lr": ("learning rate of the first parameter group: the body, unless all of it is frozen", ""),
     "plies": ("plies that train", ""),
     "positions": ("distinct positions of this process's games", ""),
     "judged": ("positions that the judge was asked, so far, by this process", ""),

@@ -10,9 +10,13 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from grpo_chess.engine import engine_name
+
 TOP = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((TOP/"nbs").rglob("*.ipynb"))
 name_of = lambda p: p.stem
+
+MADE_WITH = "Stockfish 15.1"      # the engine of the stored outputs; another one gives other evaluations
 
 def text_outputs(nb):
     "Printed text and plain results of every cell, without what may differ between machines."
@@ -30,6 +34,7 @@ def test_runs_and_repeats_its_outputs(path):
     fresh = nbformat.read(path, 4)
     os.environ |= {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}      # two tests at a time: a thread each
     NotebookClient(fresh, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    if "EnginePool" in path.read_text() and engine_name() != MADE_WITH: return      # it ran, with all its asserts; its numbers are another engine's
     for i, (then, now) in enumerate(zip(text_outputs(stored), text_outputs(fresh))):
         assert then == now, f"code cell {i} of {path.name} printed something else"
 

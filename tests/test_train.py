@@ -1,8 +1,8 @@
 "The command line as a user meets it: settings, bad input, the run folder, resuming, stopping, the report."
 import dataclasses
-import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from grpo_chess.model import MODELS, ChessTransformer, save_model
-from grpo_chess.train import Config, build, known_keys, main, make_parser, parse, presets, run
+from grpo_chess.train import Config, known_keys, main, make_parser, parse, presets, run
 from grpo_chess.trainer import METRICS, read_metrics
 
 TOP = Path(__file__).resolve().parent.parent
@@ -72,7 +72,7 @@ def test_help_explains_every_field(capsys):
         assert f"--{dotted} " in text and " ".join(described.group(1).split())[:30].replace("%", "%") in text, dotted
 
 def test_every_dataclass_field_is_a_setting():
-    assert len(known_keys(make_parser())) > 70
+    assert len(known_keys()) > 70
 
 # Bad input: one clear line, exit 2, no traceback
 
@@ -80,6 +80,8 @@ def bad_input(tmp_path):
     yaml_key = tmp_path/"key.yaml"; yaml_key.write_text("sampler: {boards: 4, grup: 8}\n")
     yaml_bad = tmp_path/"bad.yaml"; yaml_bad.write_text("a: [1\n")
     yaml_list = tmp_path/"list.yaml"; yaml_list.write_text("- 1\n")
+    yaml_preset = tmp_path/"preset.yaml"; yaml_preset.write_text("preset: record\n")
+    yaml_empty = tmp_path/"empty.yaml"; yaml_empty.write_text("trainer:\n")
     fen = tmp_path/"bad.fen"; fen.write_text("rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1\n8/8/8/8/8/8/8/8 w - - 0 1\n")
     net = tmp_path/"tiny.safetensors"; save_model(ChessTransformer(MODELS["tiny"]), net)
     cut = tmp_path/"cut.safetensors"; cut.write_bytes(net.read_bytes()[:1000])
@@ -93,6 +95,14 @@ def bad_input(tmp_path):
         "a list": (["--config", yaml_list], "expected settings"),
         "no such file": (["--config", tmp_path/"none.yaml"], "none.yaml"),
         "no such preset": (["--preset", "huge"], "tiny"),
+        "a preset named in a file": (["--config", yaml_preset], "preset"),
+        "a section without content": (["--config", yaml_empty], "trainer"),
+        "negative seed": ([*TINY, "--seed", "-1"], "seed = -1"),
+        "no GPU": ([*TINY, "--accelerator", "cuda"], "no GPU"),
+        "float16 without a GPU": ([*TINY, "--trainer.precision", "16-mixed"], "16-mixed"),
+        "a penalty that does nothing": ([*TINY, "--loss.kl_coef", "0.1", "--trainer.minibatches", "1"], "does nothing"),
+        "a temperature of almost nothing": ([*TINY, "--sampler.temperature", "1e-40"], "sampler.temperature"),
+        "another preset for a resumed run": (["--resume", tmp_path/"none", "--preset", "record"], "--preset"),
         "a value without its key": (["huge"], "huge"),
         "out of range": (["--sampler.group", "1"], "sampler.group = 1"),
         "not a number": (["--trainer.lr", "fast"], "trainer.lr"),
@@ -134,7 +144,7 @@ def finished(tmp_path_factory):
 def test_the_folder_holds_what_it_should(finished):
     folder, done = finished
     have = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert have == {"config.yaml", "metrics.jsonl", "report.md", "report.png", "model.safetensors", "games/sampling.pgn", "games/most.pgn",
+    assert have == {"config.yaml", "start.safetensors", "metrics.jsonl", "report.md", "report.png", "model.safetensors", "games/sampling.pgn", "games/most.pgn",
                     *(f"checkpoint/{s}/{f}" for s in ("000002", "000004") for f in ("model.safetensors", "state.pt"))}
     rows = read_metrics(folder/"metrics.jsonl")
     assert [r["step"] for r in rows] == [0, 1, 2, 3] and all(set(r) == set(METRICS) for r in rows)
@@ -174,6 +184,37 @@ def test_killed_and_resumed_equals_never_stopped(finished, tmp_path):
     assert untimed(log) == untimed(finished[0]/"metrics.jsonl")
     a, b = load_file(tmp_path/"k/model.safetensors"), load_file(finished[0]/"model.safetensors")
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+def test_a_resumed_run_keeps_its_settings_and_its_beginning(finished, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path/"r")
+    for change in ("--seed", "--init", "--sampler.boards", "--loss.scale"):
+        assert main(["--resume", str(tmp_path/"r"), change, "3"]) == 2 and "cannot change" in capsys.readouterr().err
+    assert main(["--resume", str(tmp_path/"r"), "--trainer.steps", "6", "--trainer.keep", "5"]) == 0
+    assert len(read_metrics(tmp_path/"r/metrics.jsonl")) == 6 and yaml.safe_load((tmp_path/"r/config.yaml").read_text())["trainer"]["steps"] == 6
+    assert (tmp_path/"r/start.safetensors").read_bytes() == (finished[0]/"start.safetensors").read_bytes()
+    assert "6 of 6 steps" in (tmp_path/"r/report.md").read_text()
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(finished, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path/"d")
+    state = tmp_path/"d/checkpoint/000004/state.pt"; state.write_bytes(state.read_bytes()[:500])
+    assert main(["--resume", str(tmp_path/"d")]) == 0
+    assert "trying the one before" in capsys.readouterr().err and untimed(tmp_path/"d/metrics.jsonl") == untimed(finished[0]/"metrics.jsonl")
+    for p in (tmp_path/"d/checkpoint").glob("*/state.pt"): p.write_bytes(b"x")
+    assert main(["--resume", str(tmp_path/"d")]) == 2 and "cannot be read" in capsys.readouterr().err
+
+def test_two_processes_that_cannot_start_say_so_and_end(tmp_path):
+    env = os.environ | dict(PYTHONPATH=str(TOP), OMP_NUM_THREADS="1")
+    (tmp_path/"taken").mkdir()
+    for args, says in ((["--sampler.boards", "3"], "cannot be shared by 2 processes"), (["--name", "taken"], "exists")):
+        port = str(20000 + (os.getpid() + len(says)) % 20000)
+        out = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port, "-m", "grpo_chess.train", *TINY, *args, "--out", str(tmp_path)],
+                             env=env, capture_output=True, text=True, timeout=120)
+        assert out.returncode != 0 and "error: " in out.stderr and says in out.stderr and "grpo_chess/train.py" not in out.stderr, out.stderr
+
+def test_the_floor_is_played_when_the_run_starts_from_weights(finished, tmp_path):
+    cfg, _ = parse([*TINY, "--init", str(finished[0]/"model.safetensors"), "--trainer.steps", "1", "--match.games", "4", "--match.adjudicate", "false", "--match.max_plies", "6", "--out", str(tmp_path), "--name", "f"])
+    _, matches = run(cfg, quiet=True)
+    assert [m.names[0] for m in matches.values()] == ["new", "new", "untrained"]
 
 def test_ctrl_c_finishes_the_step_and_reports(tmp_path):
     args = [a if a != "4" or TINY[i-1] != "--trainer.steps" else "100000" for i, a in enumerate(TINY)]

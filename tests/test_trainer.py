@@ -1,6 +1,7 @@
 "The GRPO step: ratio one, exact resumption, processes that add up, and a policy that learns."
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from grpo_chess.model import MODELS, ChessTransformer, ModelConfig, WeightsError
 from grpo_chess.positions import PositionsConfig, start_positions
 from grpo_chess.reward import Judge, RewardConfig, step_rewards
 from grpo_chess.sampler import SamplerConfig
-from grpo_chess.trainer import METRICS, AblateConfig, NotFinite, Trainer, TrainerConfig, checkpoints, draw_panel, load_checkpoint, lr_factor, make_fabric, read_metrics, save_checkpoint
+from grpo_chess.trainer import METRICS, AblateConfig, CheckpointError, NotFinite, Trainer, TrainerConfig, checkpoints, draw_panel, load_checkpoint, lr_factor, make_fabric, read_metrics, save_checkpoint
 
 TOP = Path(__file__).resolve().parent.parent
 SMALL = ModelConfig(width=32, layers=2, heads=2)
@@ -46,6 +47,12 @@ def test_ratio_is_one_before_the_first_update(fabric, temperature, model):
     for _ in range(3):
         row = t.step()
         assert row["ratio_error"] < 1e-5
+
+@pytest.mark.parametrize("temperature", [.5, 2.])
+def test_ratio_is_one_in_bfloat16_too(temperature):
+    "Both passes go through one kernel in one precision, whatever the batches' sizes."
+    t = make(make_fabric("bf16-mixed", "cpu"), sharpen=30., sampler=SamplerConfig(boards=6, group=4, plies=3, temperature=temperature), minibatches=2, micro_batch=7)
+    for _ in range(3): assert t.step()["ratio_error"] < 1e-3
 
 @pytest.mark.parametrize("kw", [dict(learn="starter"), dict(noise=.3), dict(temperature=1.5, temperature_end=1.)])
 def test_ratio_is_one_however_the_games_are_played(fabric, kw):
@@ -113,7 +120,7 @@ def test_learns_to_take_the_queen(fabric):
 def test_learning_rate_schedule():
     cfg = TrainerConfig(steps=20, warmup=4)
     f = [lr_factor(cfg, s) for s in range(20)]
-    assert f[:5] == [.2, .4, .6, .8, 1.] and all(a > b > 0 for a, b in zip(f[4:], f[5:]))
+    assert lr_factor(cfg, 25) == 0 and f[:5] == [.2, .4, .6, .8, 1.] and all(a > b > 0 for a, b in zip(f[4:], f[5:]))
     assert lr_factor(TrainerConfig(steps=20, warmup=0, decay="constant"), 19) == 1
     assert abs(lr_factor(TrainerConfig(steps=20, warmup=0, decay="cosine"), 10) - .5) < 1e-9
 
@@ -165,7 +172,7 @@ def test_two_processes_equal_one(tmp_path, extra):
     one, two = (load_file(tmp_path/f"n{n}/model.safetensors") for n in (1, 2))
     torch.manual_seed(0); start = ChessTransformer(SMALL).state_dict()
     moved = max((one[k] - start[k]).abs().max().item() for k in one)
-    assert moved > 1e-3 and max((one[k] - two[k]).abs().max().item() for k in one) < .02*moved
+    assert moved > 2e-4 and max((one[k] - two[k]).abs().max().item() for k in one) < .02*moved
     rows = [read_metrics(tmp_path/f"n{n}/metrics.jsonl") for n in (1, 2)]
     for a, b in zip(*rows):
         for key in ("train/avg_reward", "entropy", "loss", "grad_norm", "plies", "advantage_std", "agreement_mean"): assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-6), key
@@ -179,7 +186,42 @@ def test_nan_names_the_step_and_keeps_the_last_good_state(fabric):
     assert torch.equal(before, weights(t)) and t.done == 1
     t.judge.scale = real; t.judge.known.clear()
     other = make(fabric); other.step()
+    for a, b in zip(state["state"].values(), t.optimizer.state_dict()["state"].values()): assert all(torch.equal(a[k], b[k]) for k in a)
     assert untimed(t.step()) == untimed(other.step())                       # it goes on as if nothing had happened
+
+def test_weights_broken_by_an_update_stop_the_run_before_they_are_saved(fabric):
+    t = make(fabric); t.step(); before, real = weights(t), t.optimizer.step
+    def broken(*a, **k):
+        real(*a, **k)
+        with torch.no_grad(): t.params[0][0] = math.nan
+    t.optimizer.step = broken
+    with pytest.raises(NotFinite, match="step 1"): t.step()
+    assert torch.equal(before, weights(t))
+
+def test_a_policy_that_is_nan_names_the_step(fabric):
+    t = make(fabric); t.step()
+    with torch.no_grad(): t.model.head.norm.weight.fill_(math.nan)
+    with pytest.raises(NotFinite, match="step 1"): t.step()
+
+def test_a_float16_scaler_is_patient_but_not_for_ever(fabric, monkeypatch):
+    t = make(fabric)
+    with pytest.raises(NotFinite): t.check_finite(1., math.inf)
+    monkeypatch.setattr(t.fabric.strategy.precision, "precision", "16-mixed"); t.skipped = 0
+    for _ in range(20): t.check_finite(1., math.inf)
+    with pytest.raises(NotFinite): t.check_finite(1., math.inf)
+    t.check_finite(1., 2.); assert t.skipped == 0
+    with pytest.raises(NotFinite): t.check_finite(math.nan, 1.)
+
+def test_a_player_that_becomes_stale_on_resume_is_the_trained_one(fabric, tmp_path):
+    t = make(fabric); [t.step() for _ in range(2)]; save_checkpoint(t, tmp_path)
+    s = make(fabric, sync_every=3); load_checkpoint(s, checkpoints(tmp_path)[-1])
+    assert all(torch.equal(a, b) for a, b in zip(s.player.state_dict().values(), t.model.state_dict().values()))
+
+def test_a_damaged_checkpoint_is_named(fabric, tmp_path):
+    t = make(fabric); t.step(); path = save_checkpoint(t, tmp_path); good = (path/"state.pt").read_bytes()
+    for bad in (b"", b"x"*100, good[:len(good)//2]):
+        (path/"state.pt").write_bytes(bad)
+        with pytest.raises(CheckpointError, match="000001"): load_checkpoint(make(fabric), path)
 
 def test_checkpoints_are_whole_or_absent(fabric, tmp_path):
     t = make(fabric, keep=2)
