@@ -50,18 +50,19 @@ def update_rate(name, device, dtype, positions):
 
 
 def step_memory(name, boards=32, group=16, plies=16):
-    "Time and peak resident memory (CPU) of one GRPO step, in a process of its own."
+    "Time and peak resident memory (Linux, CPU) of one GRPO step, in a process of its own."
     code = f"""
-import resource, torch
+from pathlib import Path
 from grpo_chess.reward import Judge, RewardConfig
 from grpo_chess.sampler import SamplerConfig
 from grpo_chess.trainer import Trainer, TrainerConfig, make_fabric
 from grpo_chess.model import MODELS, ChessTransformer
 from grpo_chess.positions import PositionsConfig, start_positions
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak = lambda: int(next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('VmHWM')).split()[1])/2**10   # this process alone
+base = peak()
 t = Trainer(make_fabric(accelerator='cpu'), ChessTransformer(MODELS[{name!r}]), lambda s, f, n: start_positions(n, PositionsConfig(window_cp=0), 0, s, first=f),
             Judge(RewardConfig(judge='material')), SamplerConfig(boards={boards}, group={group}, plies={plies}), trainer=TrainerConfig(micro_batch=1024))
-row = t.step(); print(base/2**10, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**10, row['plies'], row['seconds'])
+row = t.step(); print(base, peak(), row['plies'], row['seconds'])
 """
     base, peak, n, seconds = map(float, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-4:])
     print(f"{name}: one step at B={boards} G={group} T={plies} ({n:,.0f} plies): peak {peak:,.0f} MiB, of which {base:,.0f} before it; {seconds:.1f} s with the material judge", flush=True)
