@@ -62,7 +62,7 @@ class TrainerConfig:
     grad_clip: float = 1.
     epochs: int = 1
     minibatches: int = 1
-    micro_batch: int = 1024
+    micro_batch: int = 512
     freeze: int = 0
     sync_every: int = 1
     precision: str = "auto"
