@@ -450,7 +450,7 @@ def draw_panel(
             if name == "ratio error": y = np.maximum(y, 1e-9)          # 0 has no place on a logarithmic axis
             ax.plot(step, y, lw=.8, alpha=.35 if len(y) > 20 else 1., color=(c := f"C{keys.index(key)}"), label=None if len(y) > 20 else key)
             if len(y) > 20: ax.plot(step[9:], np.convolve(y, np.ones(10)/10, "valid"), lw=1.6, color=c, label=key)
-        if name == "ratio error": ax.set_yscale("log"); ax.set_ylim(5e-10, 20); ax.axhline(1e-3, color="tab:red", lw=.8, ls=":")
+        if name == "ratio error": ax.set_ylim(5e-10, 20); ax.set_yscale("log"); ax.axhline(1e-3, color="tab:red", lw=.8, ls=":")
         if name in ("clip fraction", "group"): ax.set_ylim(-.02, max(.2, ax.get_ylim()[1]))
         ax.set_title(name, fontsize=10, loc="left"); ax.tick_params(labelsize=8); ax.spines[["top", "right"]].set_visible(False)
         if len(keys) > 1: ax.legend(fontsize=7, frameon=False)

@@ -213,7 +213,7 @@ def test_misuse():
         with pytest.raises(TypeError): pool.evaluate(START)
         for limit in (dict(depth=0), dict(nodes=0), dict(depth=-3)):
             with pytest.raises(ValueError): pool.evaluate([START], **limit)
-    for wrong in (dict(depth=0), dict(processes=-1), dict(timeout=0), dict(retries=-1), dict(hash_mb=0)):
+    for wrong in (dict(processes=-1), dict(timeout=0), dict(retries=-1), dict(hash_mb=0)):
         with pytest.raises(ValueError, match=next(iter(wrong))): EngineConfig(**wrong)
 
 def test_an_illegal_position_that_is_trusted_ends_in_an_error_not_in_a_score():
