@@ -6,6 +6,8 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 export PYTHON
+# threads that wait should not spin: costs nothing on an idle machine, and a third of the time on a busy one
+export OMP_WAIT_POLICY ?= passive
 ARGS ?=
 
 .PHONY: train test export engine

@@ -294,5 +294,5 @@ def policy_diversity(
             cross = (q*q.log()).sum(-1)[:, None] - q @ q.log().T                                                        # [G, G] KL(i || j)
             pair.append(cross.sum()/(len(rows)*(len(rows)-1)))
             m = p.mean(0); centre.append((torch.xlogy(p, p) - torch.xlogy(p, m)).sum(-1).mean())
-    mean = lambda x: torch.stack(x).mean().item() if x else 0.
+    mean = lambda x: max(0., torch.stack(x).mean().item()) if x else 0.      # rounding can fall below zero
     return dict(pairwise_kl=mean(pair), kl_to_mean=mean(centre))
