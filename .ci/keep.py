@@ -1,15 +1,22 @@
-"""Keep a run's report and history for the index page: python .ci/keep.py runs/NAME"""
+"""Keep runs for the index page: python .ci/keep.py runs/SEED0 runs/SEED1 ...  The first one's report and history, and the match lines of all."""
 import json
 import math
 import sys
 from pathlib import Path
 
+import yaml
+
 from grpo_chess.train import REPORT
 from grpo_chess.trainer import PANEL, read_metrics
 
-run, data = Path(sys.argv[1]), Path(__file__).resolve().parent.parent/"nbs/data"
+runs, data = [Path(p) for p in sys.argv[1:]], Path(__file__).resolve().parent.parent/"nbs/data"
 columns = {"step", "seconds", "plies", *REPORT, *(k for _, keys in PANEL for k in keys)}
 short = lambda v: float(f"{v:.5g}") if isinstance(v, float) and math.isfinite(v) else v
-rows = [{k: short(v) for k, v in row.items() if k in columns} for row in read_metrics(run/"metrics.jsonl")]
+rows = [{k: short(v) for k, v in row.items() if k in columns} for row in read_metrics(runs[0]/"metrics.jsonl")]
 (data/"tiny_metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-(data/"tiny_report.md").write_text((run/"report.md").read_text())
+(data/"tiny_report.md").write_text("# tiny\n" + (runs[0]/"report.md").read_text().partition("\n")[2])
+lines = []
+for run in runs:
+    seed = yaml.safe_load((run/"config.yaml").read_text())["seed"]
+    lines += [line.replace("- ", f"- seed {seed}, ", 1) for line in (run/"report.md").read_text().splitlines() if line.startswith("- ")]
+(data/"tiny_seeds.md").write_text("\n".join(lines) + "\n")
