@@ -15,6 +15,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from grpo_chess import train
+from grpo_chess.board import ACTION_TO
 from grpo_chess.model import MODELS, ChessTransformer, save_model
 from grpo_chess.train import Config, known_keys, main, make_parser, parse, presets, run
 from grpo_chess.trainer import METRICS, read_metrics
@@ -215,6 +217,40 @@ def test_the_floor_is_played_when_the_run_starts_from_weights(finished, tmp_path
     cfg, _ = parse([*TINY, "--init", str(finished[0]/"model.safetensors"), "--trainer.steps", "1", "--match.games", "4", "--match.adjudicate", "false", "--match.max_plies", "6", "--out", str(tmp_path), "--name", "f"])
     _, matches = run(cfg, quiet=True)
     assert [m.names[0] for m in matches.values()] == ["new", "new", "untrained"]
+
+def test_the_match_is_the_final_policy_against_the_first(tmp_path, monkeypatch):
+    met = {}
+    def spy(new, old, *args): met.update(new=new.state_dict(), old=old.state_dict()); return {}
+    monkeypatch.setattr(train, "old_against_new", spy)
+    cfg, _ = parse([*TINY, "--match.games", "2", "--match.adjudicate", "false", "--out", str(tmp_path), "--name", "m"])
+    folder, _ = run(cfg, quiet=True)
+    for who, file in (("new", "model"), ("old", "start")):
+        kept = load_file(folder/f"{file}.safetensors")
+        assert all(torch.equal(kept[k], met[who][k]) for k in kept)
+    assert any(not torch.equal(met["new"][k], met["old"][k]) for k in kept)
+
+def test_the_stronger_side_of_the_match_is_called_new():
+    "A policy that takes what hangs beats one that does not, and the score is the new one's."
+    torch.manual_seed(0)
+    old = ChessTransformer(MODELS["tiny"]).eval()
+    class Taker(torch.nn.Module):                     # prefers moves onto squares where an enemy piece stands
+        def forward(self, tokens, legal):
+            prey = torch.tensor([0., *[0]*6, 1, 3, 3, 5, 9, 0, 0, 5, 0])[tokens[:, :64].long()]
+            return (prey.gather(1, torch.as_tensor(ACTION_TO).long()[legal.long().clamp_min(0)])*5).masked_fill(legal < 0, -torch.inf)
+    from grpo_chess.engine import EnginePool
+    with EnginePool() as pool: m = train.old_against_new(Taker(), old, train.MatchConfig(games=20, max_plies=60, depth=1), pool)
+    assert m["sampling at T=1"].interval[0] > .5
+
+def test_change_is_last_minus_first():
+    line = train.change([dict(x=float(i)) for i in range(20)], "x")
+    assert [c.split("±")[0].strip() for c in line.split("|")[2:5]] == ["0.5", "18.5", "18"]
+
+def test_engines_are_shared_by_the_processes_of_a_machine(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    cfg, _ = parse(TINY)
+    assert train.engine_share(cfg).processes == 0                       # alone: all cores
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4"); assert train.engine_share(cfg).processes == 2
+    cfg.engine.processes = 3; assert train.engine_share(cfg).processes == 3
 
 def test_ctrl_c_finishes_the_step_and_reports(tmp_path):
     args = [a if a != "4" or TINY[i-1] != "--trainer.steps" else "100000" for i, a in enumerate(TINY)]

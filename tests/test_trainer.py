@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from grpo_chess.loss import LossConfig, group_advantage
-from grpo_chess.model import MODELS, ChessTransformer, ModelConfig, WeightsError
+from grpo_chess.model import MODELS, ChessTransformer, ModelConfig, MoveDist, WeightsError
 from grpo_chess.positions import PositionsConfig, start_positions
 from grpo_chess.reward import Judge, RewardConfig, step_rewards
-from grpo_chess.sampler import SamplerConfig
+from grpo_chess.sampler import SamplerConfig, action_agreement
 from grpo_chess.trainer import METRICS, AblateConfig, CheckpointError, NotFinite, Trainer, TrainerConfig, checkpoints, draw_panel, load_checkpoint, lr_factor, make_fabric, read_metrics, save_checkpoint
 
 TOP = Path(__file__).resolve().parent.parent
@@ -114,6 +114,17 @@ def test_learns_to_take_the_queen(fabric):
     before = prob()
     for _ in range(30): t.step()
     assert before < .3 and prob() > .9
+
+def test_what_is_logged_of_a_step_is_what_happened(fabric):
+    "kl_step, entropy and agreement, computed here from the games played again by the policy before the step."
+    t, twin = make(fabric, lr=3e-3), make(fabric, lr=3e-3)
+    row, ro = t.step(), twin.play().rollout
+    rows = ro.node[..., :-1][ro.train]
+    old, new = (x.policy(x.model).dist(ro.tokens[rows.unique()], ro.legal[rows.unique()]) for x in (twin, t))
+    assert row["kl_step"] == pytest.approx(old.kl(new).mean().item(), rel=1e-4) and row["kl_step"] > 1e-5
+    plies = [MoveDist(ro.logp[r]).entropy().item() for r in rows]
+    assert row["entropy"] == pytest.approx(sum(plies)/len(plies), rel=1e-5) and row["effective_moves"] == pytest.approx(math.exp(row["entropy"]))
+    assert row["agreement_mean"] == pytest.approx(action_agreement(ro).mean().item())
 
 # Knobs
 
