@@ -208,8 +208,7 @@ def test_two_processes_that_cannot_start_say_so_and_end(tmp_path):
     env = os.environ | dict(PYTHONPATH=str(TOP), OMP_NUM_THREADS="1")
     (tmp_path/"taken").mkdir()
     for args, says in ((["--sampler.boards", "3"], "cannot be shared by 2 processes"), (["--name", "taken"], "exists")):
-        port = str(20000 + (os.getpid() + len(says)) % 20000)
-        out = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port, "-m", "grpo_chess.train", *TINY, *args, "--out", str(tmp_path)],
+        out = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "grpo_chess.train", *TINY, *args, "--out", str(tmp_path)],
                              env=env, capture_output=True, text=True, timeout=120)
         assert out.returncode != 0 and "error: " in out.stderr and says in out.stderr and "grpo_chess/train.py" not in out.stderr, out.stderr
 

@@ -177,7 +177,7 @@ ARGS = ["--reward.judge", "material", "--positions.window_cp", "0", "--match.gam
 def test_two_processes_equal_one(tmp_path, extra):
     "torchrun with two processes of three boards does what one process with six does, within rounding."
     env = os.environ | dict(PYTHONPATH=str(TOP), OMP_NUM_THREADS="1")
-    runs = {1: [sys.executable, "-m"], 2: [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(20000 + os.getpid() % 20000), "-m"]}
+    runs = {1: [sys.executable, "-m"], 2: [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]}
     for n, start in runs.items():
         subprocess.run([*start, "grpo_chess.train", *ARGS, *extra, "--out", str(tmp_path), "--name", f"n{n}"], env=env, check=True, capture_output=True, timeout=300)
     one, two = (load_file(tmp_path/f"n{n}/model.safetensors") for n in (1, 2))
