@@ -19,7 +19,8 @@ test: .venv/.ready engine
 	$(PY) -m pytest tests $(ARGS)
 
 export: .venv/.ready
-	for f in nbs/*.ipynb; do .venv/bin/nbdev_clean --fname $$f; done
+	for f in nbs/*.ipynb nbs/experiments/*.ipynb; do .venv/bin/nbdev_clean --fname $$f; done
+	$(PY) .ci/clean.py nbs/*.ipynb nbs/experiments/*.ipynb
 	.venv/bin/nbdev_export
 	$(PY) .ci/readme.py
 

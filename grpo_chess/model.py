@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from .board import ACTION_FROM, ACTION_PROMO, ACTION_TO
 
 # %% auto #0
-__all__ = ['MODELS', 'ModelConfig', 'Block', 'MoveHead', 'ChessTransformer', 'n_params', 'MoveDist', 'NoLegalMove', 'Policy',
-           'describe', 'freeze', 'WeightsError', 'save_model', 'load_model', 'forward_flops']
+__all__ = ['MODELS', 'WEIGHTS', 'ModelConfig', 'Block', 'MoveHead', 'ChessTransformer', 'n_params', 'MoveDist', 'NoLegalMove',
+           'Policy', 'describe', 'freeze', 'WeightsError', 'save_model', 'load_model', 'pretrained', 'forward_flops']
 
 # %% ../nbs/01_model.ipynb #0577c453
 @dataclass
@@ -276,6 +276,18 @@ def load_model(
     try: model.load_state_dict(state)
     except RuntimeError as e: raise WeightsError(f"{path}: {str(e).splitlines()[-1].strip()}") from None
     return model.eval()
+
+# %% ../nbs/01_model.ipynb #42a1e70b
+WEIGHTS = Path(globals().get("__file__", "../grpo_chess/model.py")).parent/"weights"
+
+def pretrained(
+    name:str="tiny",             # a preset whose weights are shipped
+    cfg:ModelConfig|None=None,   # shape that is wanted; None takes the file's
+)->ChessTransformer:             # in eval mode, float32, on the CPU
+    "Weights that come with the package; WeightsError lists those there are."
+    path = WEIGHTS/f"{name}.safetensors"
+    if path.exists(): return load_model(path, cfg)
+    raise WeightsError(f"no weights named {name!r} come with the package; there are: {', '.join(sorted(p.stem for p in WEIGHTS.glob('*.safetensors'))) or 'none'}")
 
 # %% ../nbs/01_model.ipynb #5ad18432
 def forward_flops(

@@ -19,7 +19,7 @@ from .model import MoveDist, Policy
 # %% auto #0
 __all__ = ['SamplerConfig', 'temperature_at', 'uniforms', 'Positions', 'pad_rows', 'Rollout', 'ask', 'root_noise', 'rollout',
            'draw', 'draw_noisy', 'teacher_choice', 'replay_logp', 'action_agreement', 'agreement_stats',
-           'within_spread', 'policy_diversity']
+           'within_spread', 'policy_diversity', 'expected_ratio_stats']
 
 # %% ../nbs/02_sampler.ipynb #18f9a900
 @dataclass
@@ -284,6 +284,7 @@ def policy_diversity(
     max_boards:int=8,     # look at the first so many boards
 )->dict[str, float]:      # nats, mean over boards and plies
     "Mean pairwise KL, and mean KL to the group's mean policy, of the siblings' move distributions."
+    if not 0 < floor <= 1: raise ValueError(f"floor = {floor} must be above 0 and at most 1: siblings with different legal moves are infinitely far apart without it")
     pair, centre = [], []
     for b in range(min(len(ro.node), max_boards)):
         for t in range(ro.slot.shape[-1]):
@@ -296,3 +297,20 @@ def policy_diversity(
             m = p.mean(0); centre.append((torch.xlogy(p, p) - torch.xlogy(p, m)).sum(-1).mean())
     mean = lambda x: max(0., torch.stack(x).mean().item()) if x else 0.      # rounding can fall below zero
     return dict(pairwise_kl=mean(pair), kl_to_mean=mean(centre))
+
+# %% ../nbs/02_sampler.ipynb #bbed3bfc
+def expected_ratio_stats(
+    old:MoveDist,           # [N, L] the policy that played
+    new:MoveDist,           # [N, L] the policy of the loss, over the same moves
+    adv:Tensor|None=None,   # [N, L] advantage of every move; None leaves clip_binding out
+    epsilon:float=.2,       # half-width of the clip range
+)->dict[str, float]:
+    "What a log would show on average over infinitely many moves of `old`: exact sums, each position weighing the same. `entropy` is -mean log π_new of the moves played, as in the record."
+    old, new = MoveDist(old.logp.double()), MoveDist(new.logp.double())
+    log_ratio = new.finite - old.finite
+    ratio = log_ratio.exp()
+    mean = lambda x: (old.probs*x).sum(-1).mean().item()
+    low, high = ratio < 1-epsilon, ratio > 1+epsilon
+    binding = {} if adv is None else dict(clip_binding=mean(low & (adv < 0) | high & (adv > 0)))
+    return dict(clip_region=mean(low | high), **binding, mean_ratio=mean(ratio), ess=1/mean(ratio**2), approx_kl=-mean(log_ratio),
+                entropy=-mean(new.finite), max_log_ratio=log_ratio.abs().max().item())

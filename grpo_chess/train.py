@@ -31,19 +31,20 @@ from .arena import ArenaError, MatchResult, play_match, policy_player, random_op
 from .board import PositionError
 from .engine import EngineConfig, EngineError, EnginePool, engine_name
 from .loss import LossConfig
-from .model import ChessTransformer, ModelConfig, NoLegalMove, Policy, WeightsError, load_model, n_params, save_model
+from .model import MODELS, ChessTransformer, ModelConfig, NoLegalMove, Policy, WeightsError, load_model, n_params, pretrained, save_model
 from .positions import PositionsConfig, start_positions
 from .reward import Judge, RewardConfig
 from .sampler import SamplerConfig
-from .trainer import (AblateConfig, CheckpointError, NotFinite, Trainer, TrainerConfig, checkpoints, draw_panel, load_checkpoint, make_fabric, read_metrics,
-                                save_checkpoint)
+from .trainer import (AblateConfig, CheckpointError, GuardConfig, NotFinite, Trainer, TrainerConfig, check_guard, checkpoints, draw_panel, load_checkpoint,
+                                make_fabric, once, read_metrics, save_checkpoint)
 
 # %% auto #0
 __all__ = ['CONFIGS', 'MAY_CHANGE', 'OPENING_SEED', 'REPORT', 'USER_ERRORS', 'MatchConfig', 'Config', 'presets', 'ConfigError',
            'make_parser', 'known_keys', 'check_key', 'flatten', 'read_yaml', 'parse', 'check_resumable', 'take',
-           'build', 'RunError', 'to_yaml', 'run_folder', 'open_run', 'Log', 'StopRequest', 'old_against_new', 'change',
-           'write_report', 'untrained', 'initial_model', 'engine_share', 'needs_engine', 'progress_text', 'run',
-           'all_or_none', 'prepare', 'resume_from', 'describe_run', 'train_loop', 'main']
+           'build', 'RunError', 'GuardStop', 'to_yaml', 'run_folder', 'open_run', 'Log', 'StopRequest',
+           'old_against_new', 'change', 'guard_actions', 'write_report', 'untrained', 'initial_model', 'engine_share',
+           'needs_engine', 'progress_text', 'run', 'all_or_none', 'prepare', 'resume_from', 'describe_run',
+           'train_loop', 'main']
 
 # %% ../nbs/11_train.ipynb #dc221290
 @dataclass
@@ -73,7 +74,7 @@ class Config:
         name: folder of the run inside of `out`; empty makes one from the preset and the time
         out: folder of all runs
         seed: of everything that is random
-        init: weights to start from (a .safetensors file); empty starts from scratch
+        init: weights to start from: a .safetensors file, or tiny for those that come with the package; empty starts from scratch
         minutes: stop after the step that passes this time, and still report; 0 means no limit
         accelerator: auto, cpu or cuda
         track: none, or wandb (which works offline without a login)
@@ -84,6 +85,7 @@ class Config:
         engine: the Stockfish processes
         loss: the objective
         trainer: how the policy is moved
+        guard: what watches the run and acts on it
         match: the match at the end
         ablate: known bugs, off by default
     """
@@ -101,6 +103,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     match: MatchConfig = field(default_factory=MatchConfig)
     ablate: AblateConfig = field(default_factory=AblateConfig)
 
@@ -110,14 +113,14 @@ class Config:
         if self.seed < 0: raise ValueError(f"seed = {self.seed} must not be negative")
         if self.kl_does_nothing(): raise ValueError(f"loss.kl_coef = {self.loss.kl_coef} does nothing: with one update a step the policy still is the old one, and the gradient of their KL is 0; "
                                                     "use trainer.minibatches or trainer.epochs above 1, or loss.kl_to = reference")
+        check_guard(self.guard, self.loss, once(self.trainer, self.ablate))
         if self.minutes < 0: raise ValueError(f"minutes = {self.minutes} must not be negative")
         if self.sampler.boards < self.trainer.minibatches: raise ValueError(f"trainer.minibatches = {self.trainer.minibatches} is more than sampler.boards = {self.sampler.boards}")
         if self.trainer.freeze > self.model.layers: raise ValueError(f"trainer.freeze = {self.trainer.freeze} is more than model.layers = {self.model.layers}")
 
     def kl_does_nothing(self)->bool:
         "Is there a KL penalty to the old policy whose gradient is exactly 0?"
-        once = self.trainer.epochs*self.trainer.minibatches == 1 and self.trainer.sync_every == 1 and not self.ablate.loss_temperature
-        return self.loss.kl_coef > 0 and self.loss.kl_to == "old" and self.loss.kl != "k1" and once
+        return self.loss.kl_coef > 0 and self.loss.kl_to == "old" and self.loss.kl != "k1" and once(self.trainer, self.ablate)
 
 # %% ../nbs/11_train.ipynb #4eb4b474
 CONFIGS = Path(globals().get("__file__", "../grpo_chess/train.py")).parent/"configs"
@@ -230,9 +233,12 @@ def build(cls, values:Namespace):
         kw[f.name] = build(sub, values[f.name]) if sub else values[f.name]
     return cls(**kw)
 
-# %% ../nbs/11_train.ipynb #37d72f26
+# %% ../nbs/11_train.ipynb #6ef2e0c8
 class RunError(RuntimeError):
     "A run folder that cannot be used."
+
+class GuardStop(RuntimeError):
+    "A run that its guard aborted; its report is written."
 
 def to_yaml(cfg:Config)->str:
     "All settings of a run."
@@ -331,6 +337,16 @@ def change(
     a, b = y[:n], y[-n:]
     return f"| `{key}` | {cell(a.mean(), error(a))} | {cell(b.mean(), error(b))} | {cell(b.mean() - a.mean(), math.hypot(error(a), error(b)))} |"
 
+def guard_actions(
+    rows:list[dict],
+    most:int=10,        # actions to tell of
+)->str:                 # one line, empty if nothing happened
+    "What the guards did in a run."
+    did = [(r["step"], part) for r in rows for part in (r.get("guard") or "").split("; ") if part]
+    acts, stops = [f"step {s}, {d}" for s, d in did if not d.startswith("stop")], sum(d.startswith("stop") for _, d in did)
+    more = [f"and {len(acts) - most} more"] if len(acts) > most else []
+    return "; ".join(acts[:most] + more + ([f"updates ended early in {stops} steps"] if stops else []))
+
 def write_report(
     folder:Path,
     cfg:Config,
@@ -344,7 +360,8 @@ def write_report(
     matplotlib.use("Agg", force=False)
     import matplotlib.pyplot as plt
     n = max(1, len(rows)//10)
-    lines = [f"# {folder.name}", "", note, "",
+    guards = guard_actions(rows)
+    lines = [f"# {folder.name}", "", note, "", *([f"Guards: {guards}", ""] if guards else []),
              f"{len(rows)} of {cfg.trainer.steps} steps, B={cfg.sampler.boards} G={cfg.sampler.group} T={cfg.sampler.plies}, seed {cfg.seed}, "
              f"{sum(r['plies'] for r in rows):,} plies trained on, {sum(r['seconds'] for r in rows)/60:.1f} minutes.", "", judge, ""]
     if matches: lines += ["## New against old", "", *[f"- {how}: {m}" for how, m in matches.items()], "",
@@ -368,6 +385,7 @@ def untrained(cfg:Config)->ChessTransformer:
 def initial_model(cfg:Config, resume:str="")->ChessTransformer:
     "The weights that a run begins with: those it kept when it is resumed, a file's, or fresh ones."
     if resume: return load_model(Path(resume)/"start.safetensors", cfg.model)
+    if cfg.init in MODELS and not Path(cfg.init).exists(): return pretrained(cfg.init, cfg.model)      # a preset's name: weights of the package
     return load_model(cfg.init, cfg.model) if cfg.init else untrained(cfg)
 
 def engine_share(cfg:Config)->EngineConfig:
@@ -392,7 +410,7 @@ def run(
     resume:str="",          # run folder to continue
     quiet:bool=False,       # no progress bar, no printed report
 )->tuple[Path|None, dict[str, MatchResult]]:    # run folder (first process), matches
-    "Train, then play old against new, and report."
+    "Train, then play old against new, and report; GuardStop, after the report, if a guard aborted the run."
     try: fabric = make_fabric(cfg.trainer.precision, cfg.accelerator)
     except ValueError as e: raise ConfigError(str(e)) from None
     main_process, started = fabric.is_global_zero, time.time()
@@ -419,6 +437,7 @@ def run(
             save_model(trainer.model, folder/"model.safetensors")
             say("\n" + text.replace("![panel](report.png)", f"The panel is in {folder/'report.png'}"))
         fabric.barrier()
+        if trainer.aborted: raise GuardStop(why)
         return folder, matches
 
 @contextlib.contextmanager
@@ -436,7 +455,7 @@ def prepare(cfg:Config, fabric, pool:EnginePool|None, folder:Path|None, resume:s
     model, old = initial_model(cfg, resume), initial_model(cfg, resume)
     starts = lambda step, first, n: start_positions(n, cfg.positions, cfg.seed, step, pool, first)
     teacher = (lambda fens: pool.best_moves(fens, depth=cfg.sampler.teacher_depth, trusted=True)) if cfg.sampler.teacher_forcing else None
-    trainer = Trainer(fabric, model, starts, Judge(cfg.reward, pool), cfg.sampler, cfg.loss, cfg.trainer, cfg.ablate, cfg.seed, teacher)
+    trainer = Trainer(fabric, model, starts, Judge(cfg.reward, pool), cfg.sampler, cfg.loss, cfg.trainer, cfg.ablate, cfg.seed, teacher, cfg.guard)
     if resume: resume_from(trainer, folder/"checkpoint")
     if pool: pool.evaluate([chess.STARTING_FEN], depth=1)
     starts(trainer.done, trainer.first, 1)
@@ -461,7 +480,7 @@ def describe_run(cfg:Config, fabric, trainer:Trainer, pool:EnginePool|None)->str
             f"judged by {judge}; on {where}.")
 
 def train_loop(fabric, trainer, cfg, folder, log, started, quiet)->str:
-    "Steps until the end, the time limit or a signal; returns why it stopped, in a sentence."
+    "Steps until the end, the time limit, a signal or a guard's abort; returns why it stopped, in a sentence."
     save = lambda: fabric.is_global_zero and save_checkpoint(trainer, folder/"checkpoint")
     bar = tqdm(total=cfg.trainer.steps, initial=trainer.done, unit="step", disable=quiet or not fabric.is_global_zero, dynamic_ncols=True)
     why = f"All {cfg.trainer.steps} steps were done."
@@ -473,7 +492,8 @@ def train_loop(fabric, trainer, cfg, folder, log, started, quiet)->str:
             bar.set_postfix(progress_text(row), refresh=False); bar.update()
             late = cfg.minutes and time.time() - started > 60*cfg.minutes
             flag = fabric.all_reduce(torch.tensor([float(bool(stop)), float(bool(late))]), reduce_op="max")
-            if trainer.done % cfg.trainer.checkpoint_every == 0 or flag.any() or trainer.done == cfg.trainer.steps: save()
+            if trainer.done % cfg.trainer.checkpoint_every == 0 or flag.any() or trainer.done == cfg.trainer.steps or trainer.aborted: save()
+            if trainer.aborted: why = f"Aborted by its guard after {trainer.done} of {cfg.trainer.steps} steps: {trainer.aborted}."; break
             if flag[0]: why = f"Stopped by a signal after {trainer.done} steps; --resume {folder} goes on."; break
             if flag[1]: why = f"Stopped by its time limit of {cfg.minutes:g} minutes after {trainer.done} of {cfg.trainer.steps} steps."; break
     return why
@@ -489,6 +509,7 @@ def main(argv:list[str]|None=None)->int:
         run(cfg, **how)
         return 0
     except USER_ERRORS as e: print(f"error: {e}", file=sys.stderr); return 2
+    except GuardStop as e: print(f"stopped: {e}", file=sys.stderr); return 3
     except KeyboardInterrupt: print("stopped; the last checkpoint stands", file=sys.stderr); return 130
 
 # %% ../nbs/11_train.ipynb #00662d9a

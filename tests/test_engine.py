@@ -109,6 +109,18 @@ def test_history_by_name_is_another_number(truth):
     assert np.mean(warm != truth) > .2 and np.mean(warm != back) > .2
     assert np.mean(np.abs(warm - truth) < 300) > .8       # but the same kind of number
 
+def test_history_counts_more_the_deeper_it_looks():
+    "Law 2 at both ends: depth 1 and depth 8, two orders of asking, warm and clean."
+    fens, order = FENS[:80], random.Random(5).sample(range(80), 80)
+    changed = {}
+    for deterministic in (False, True):
+        for depth in (1, 8):
+            with EnginePool(one(deterministic=deterministic)) as pool: a = pool.evaluate(fens, depth=depth)
+            with EnginePool(one(deterministic=deterministic)) as pool: b = pool.evaluate([fens[k] for k in order], depth=depth)
+            changed[deterministic, depth] = np.mean(a[order] != b)
+    assert changed[True, 1] == changed[True, 8] == 0
+    assert changed[False, 1] < .5 < .8 < changed[False, 8]
+
 def test_moves_against_an_independent_program():
     fens = FENS[:25]
     with EnginePool() as pool: got = pool.evaluate_moves(fens, depth=3)

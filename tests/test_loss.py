@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from grpo_chess import loss as L
-from grpo_chess.loss import (LossConfig, Plies, clip_fractions, clipped_surrogate, effective_sample_size, group_advantage, kl_estimate, loss_terms,
-                             no_spread_share, ply_weights, ratio_stats, returns, reward_to_go)
+from grpo_chess.loss import (LossConfig, Plies, budget_of, clip_fractions, clipped_surrogate, effective_sample_size, gradient_budget, group_advantage, kl_estimate,
+                             loss_terms, no_spread_share, ply_weights, ratio_stats, returns, reward_to_go, term_gradients, weighted_terms)
 from grpo_chess.model import MoveDist
 
 NAN, INF = math.nan, math.inf
@@ -470,6 +470,118 @@ def test_statistics_are_expectations_over_moves():
     assert got["clip_binding_high"] == got["clip_binding"] == pytest.approx((P_OLD*(rho > 1.2)).sum().item())
     assert got["mean_ratio"] == pytest.approx(1) and got["approx_kl"] == pytest.approx(KL(P_OLD, new).item())
     assert got["ess"] == pytest.approx(1/(new**2/P_OLD).sum().item())
+
+# ---------------------------------------------------------------- the budget of the gradient
+
+BUDGETS = [dict(kl=k, kl_to=to, entropy=e) for k, to, e in (("k1", "old", "sampled"), ("k3", "old", "exact"), ("exact", "old", "sampled"), ("exact", "reference", "exact"))]
+
+def slow_budget(cfg, case, garbage=0.):
+    "Each term by itself: a fresh graph, a loss with the other terms taken out, plain sums over its gradient's numbers."
+    def gradient(name):
+        z, x = case.plies(cfg.aggregate, garbage); terms = loss_terms(x, cfg)
+        dict(policy=terms["policy"], kl=cfg.kl_coef*terms["kl"], entropy=-cfg.entropy_coef*terms["entropy"])[name].backward()
+        return z.grad.flatten().tolist()
+    g = {k: gradient(k) for k in ("policy", "kl", "entropy")}
+    dot = lambda a, b: sum(x*y for x, y in zip(g[a], g[b]))
+    cos = lambda a, b: dot(a, b)/math.sqrt(dot(a, a)*dot(b, b))
+    return dict(grad_policy=math.sqrt(dot("policy", "policy")), grad_kl=math.sqrt(dot("kl", "kl")), grad_entropy=math.sqrt(dot("entropy", "entropy")),
+                cos_kl_policy=cos("kl", "policy"), cos_entropy_policy=cos("entropy", "policy"), cos_kl_entropy=cos("kl", "entropy"))
+
+@pytest.mark.parametrize("how", ["ply", "trajectory", "constant"])
+@pytest.mark.parametrize("kw", BUDGETS, ids=lambda kw: "-".join(kw.values()))
+def test_gradient_budget(kw, how):
+    for seed, garbage in enumerate(GARBAGE[:3]):
+        cfg, case = LossConfig(aggregate=how, kl_coef=.7, entropy_coef=.3, **kw), Case(20+seed)
+        z, x = case.plies(how, garbage)
+        assert gradient_budget(weighted_terms(loss_terms(x, cfg), cfg), [z]) == pytest.approx(slow_budget(cfg, case), rel=1e-9, abs=1e-12)
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=str)
+def test_a_padded_ply_has_no_part_in_the_budget(garbage):
+    "To the last bit, and to the leaf: whatever stands outside of the mask, its own gradient is 0."
+    for kw in BUDGETS:
+        cfg, got = LossConfig(kl_coef=.7, entropy_coef=.3, **kw), []
+        for g in (0., garbage):
+            _, x = Case(5).plies("ply", g)
+            leaves = [v.detach().clone().requires_grad_() for v in (x.logp_new, x.entropy, x.kl_old, x.kl_ref)]
+            x.logp_new, x.entropy, x.kl_old, x.kl_ref = leaves
+            terms = weighted_terms(loss_terms(x, cfg), cfg)
+            grads = term_gradients(terms, leaves); got.append((budget_of(grads), grads))
+            for v in grads.values(): assert v.reshape(4, *x.mask.shape)[:, ~x.mask].count_nonzero() == 0
+        assert got[0][0] == got[1][0] and all(torch.equal(got[0][1][k], got[1][1][k]) for k in grads), kw
+
+def small_net():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4)).double()
+
+def net_terms(net, rows, total, cfg):
+    "The weighted terms of one-ply games; weights are divided by the whole batch's count."
+    data = torch.Generator().manual_seed(1)
+    features, action = torch.randn(12, 3, generator=data, dtype=torch.float64), torch.randint(0, 4, (12, 1), generator=data)
+    adv, old = torch.randn(12, 1, generator=data, dtype=torch.float64), MoveDist(torch.randn(12, 1, 4, generator=data, dtype=torch.float64).log_softmax(-1))
+    new = MoveDist(net(features)[:, None].log_softmax(-1)); one = torch.ones(12, 1, dtype=torch.float64)
+    x = Plies(one.bool(), one/total, adv, old.log_prob(action), new.log_prob(action), new.entropy(), old.kl(new))
+    return weighted_terms(loss_terms(Plies(**{k: None if v is None else v[rows] for k, v in vars(x).items()}), cfg), cfg)
+
+def test_the_budget_leaves_graph_and_gradients_alone_and_its_parts_are_the_whole():
+    cfg, net = LossConfig(kl_coef=.5, entropy_coef=.2), small_net(); params = list(net.parameters())
+    terms = net_terms(net, slice(None), 12, cfg)
+    grads = term_gradients(terms, params)
+    assert all(p.grad is None for p in params)
+    sum(terms.values()).backward()                                          # the graph is still there
+    whole = torch.cat([p.grad.flatten() for p in params])
+    torch.testing.assert_close(sum(grads.values()), whole, rtol=1e-12, atol=1e-15)
+    assert gradient_budget(net_terms(net, slice(None), 12, cfg), params) == budget_of(grads)
+    pieces = [term_gradients(net_terms(net, rows, 12, cfg), params) for rows in (slice(0, 5), slice(5, 12))]
+    for k, v in grads.items(): torch.testing.assert_close(pieces[0][k] + pieces[1][k], v, rtol=1e-12, atol=1e-15)
+
+def test_the_budget_of_what_is_frozen_missing_or_constant():
+    net = small_net(); cfg = LossConfig(kl_coef=.5, entropy_coef=.2)
+    every = term_gradients(net_terms(net, slice(None), 12, cfg), list(net.parameters()))
+    for p in net[0].parameters(): p.requires_grad_(False)
+    some = term_gradients(net_terms(net, slice(None), 12, cfg), list(net.parameters()))
+    for k in every: assert torch.equal(every[k][20:], some[k])                # the first layer has 20 numbers
+    policy = net_terms(net, slice(None), 12, LossConfig())
+    assert set(policy) == {"policy"}                                          # no coefficient, no backward pass
+    for extra in ({}, dict(kl=torch.tensor(.3), entropy=torch.tensor(-1.))):  # left out, or constants
+        b = gradient_budget(policy | extra, list(net.parameters()))
+        assert b["grad_policy"] > 0 == b["grad_kl"] == b["grad_entropy"] and all(math.isnan(b[k]) for k in b if k.startswith("cos"))
+    assert set(budget_of({})) == {"grad_policy", "grad_kl", "grad_entropy", "cos_kl_policy", "cos_entropy_policy", "cos_kl_entropy"}
+
+def test_weighted_terms_add_up_to_the_total():
+    for kl_coef, entropy_coef in itertools.product((0., .7), (0., .3, -.3)):
+        cfg = LossConfig(kl_coef=kl_coef, entropy_coef=entropy_coef); _, x = Case(3).plies("ply")
+        terms = loss_terms(x, cfg); parts = weighted_terms(terms, cfg)
+        assert set(parts) == {"policy"} | ({"kl"} if kl_coef else set()) | ({"entropy"} if entropy_coef else set())
+        assert sum(v.item() for v in parts.values()) == pytest.approx(terms["total"].item(), rel=1e-12)
+
+def test_equal_coefficients_of_k1_and_the_sampled_bonus_leave_the_policy_alone():
+    "On any batch, at any distance from the old policy, to the last bit; unequal ones leave their difference."
+    for seed, how in itertools.product(range(4), ("ply", "trajectory", "constant")):
+        cfg = LossConfig(aggregate=how, kl_coef=.1, kl="k1", entropy_coef=.1, entropy="sampled")
+        z, x = Case(seed).plies(how)
+        g = term_gradients(weighted_terms(loss_terms(x, cfg), cfg), [z]); b = budget_of(g)
+        assert (g["kl"] + g["entropy"]).count_nonzero() == 0 and b["grad_kl"] == b["grad_entropy"] > 0 and b["cos_kl_entropy"] == pytest.approx(-1)
+        off = LossConfig(aggregate=how, kl_coef=.4, kl="k1", entropy_coef=.1, entropy="sampled")
+        assert gradient_budget(weighted_terms(loss_terms(x, off), off), [z])["grad_kl"] == pytest.approx(4*b["grad_kl"])
+
+def test_a_bonus_on_moves_of_a_flatter_policy_sharpens():
+    "Moves drawn at 1.3 and scored at 1: a step for the sampled bonus lowers the entropy, a step for k1 raises it, the exact bonus raises it."
+    z = torch.randn(50, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for row in z:
+        old = soft(row/1.3)
+        H = value_and_grad(lambda v: -(soft(v)*v.log_softmax(-1)).sum(), row)[1]
+        bonus, k1 = (value_and_grad(lambda v: expect(v, old, kl="k1", entropy="sampled")[t], row)[1] for t in ("entropy", "kl"))
+        exact = value_and_grad(lambda v: expect(v, old, entropy="exact")["entropy"], row)[1]
+        assert bonus @ H < 0 < exact @ H and -k1 @ H > 0
+
+def test_coin_flip_advantages_push_a_clipped_policy_back():
+    "Advantages +1 and -1 at random: without a clip no push on average, with it a step towards the policy that drew the moves."
+    z = torch.randn(50, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))*2
+    for row in z:
+        old = soft(row/1.5); K = value_and_grad(lambda v: KL(old, soft(v)), row)[1]
+        push = lambda **kw: sum(value_and_grad(lambda v: expect(v, old, adv=A*torch.ones(6, dtype=torch.float64), **kw)["policy"], row)[1] for A in (1., -1.))/2
+        assert push(epsilon_low=1., epsilon_high=100.).abs().max() < 1e-12
+        if ((soft(row)/old - 1).abs() > .2).any(): assert push() @ K > 0
 
 # A game of two plies: three moves at the root (the third ends the game), two answers to each of the others; REWARD[first][second]
 ROOT, ANSWER = torch.tensor([.2, -.4, .5], dtype=torch.float64), torch.tensor([[.1, .6], [-.3, .3]], dtype=torch.float64)

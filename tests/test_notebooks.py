@@ -16,6 +16,7 @@ TOP = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((TOP/"nbs").rglob("*.ipynb"))
 name_of = lambda p: p.stem
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
 MADE_WITH = "Stockfish 15.1"      # the engine of the stored outputs; another one gives other evaluations
 
 def text_outputs(nb):
@@ -23,15 +24,39 @@ def text_outputs(nb):
     out = []
     for cell in nb.cells:
         if cell.cell_type != "code": continue
+        if any(WIDGET in o.get("data", {}) for o in cell.get("outputs", [])): out.append(""); continue      # .ci/clean.py leaves sliders out
         texts = [(o.get("name"), o.get("text") or o.get("data", {}).get("text/plain", "")) for o in cell.get("outputs", [])]
         out.append("".join(re.sub(r"0x[0-9a-f]+", "0x", t) for stream, t in texts if stream != "stderr"))
     return out
 
+# Runs after the last cell of a page that has sliders: each one through its range, over the function that drew the static figure.
+MOVE_SLIDERS = """
+import io, ipywidgets, matplotlib.figure
+def picture(fig):
+    assert isinstance(fig, matplotlib.figure.Figure), f"a slider's function returned {fig!r}, not a figure"
+    fig.savefig(out := io.BytesIO(), format="raw")
+    return out.getvalue()
+def ends(w):
+    if hasattr(w, "options"): return [w._options_full[0][1], w._options_full[-1][1]]
+    if isinstance(w, ipywidgets.Checkbox): return [False, True]
+    if hasattr(w, "base"): return [w.base**w.min, w.base**w.max]
+    return [w.min, w.max]
+sliders = {k: v for k, v in list(globals().items()) if isinstance(v, ipywidgets.interactive) and not k.startswith("_")}
+assert sliders, "this page shows interactive(...) but keeps no slider in a variable"
+for name, slider in sliders.items():
+    at = {w._kwarg: w.value for w in slider.kwargs_widgets}
+    assert at, f"{name} has no slider"
+    for w in slider.kwargs_widgets:
+        low, high = (picture(slider.f(**(at | {w._kwarg: x}))) for x in ends(w))
+        assert low != high, f"{name}: moving {w._kwarg} changes nothing"
+"""
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 def test_runs_and_repeats_its_outputs(path):
-    "A fresh process runs the page from top to bottom and prints what is stored."
+    "A fresh process runs the page from top to bottom and prints what is stored; its sliders move."
     stored = nbformat.read(path, 4)
     fresh = nbformat.read(path, 4)
+    if "interactive(" in path.read_text(): fresh.cells.append(nbformat.v4.new_code_cell(MOVE_SLIDERS))
     os.environ |= {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}      # two tests at a time: a thread each
     NotebookClient(fresh, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
     if "EnginePool" in path.read_text() and engine_name() != MADE_WITH: return      # it ran, with all its asserts; its numbers are another engine's
@@ -46,6 +71,7 @@ def test_is_fit_to_be_stored(path):
     assert all(c.get("id") for c in nb.cells) and nb.cells[0].source.startswith("# ")
     outputs = json.dumps([c.get("outputs", []) for c in nb.cells if c.cell_type == "code"])
     assert '"output_type": "error"' not in outputs
+    assert WIDGET not in outputs and "widgets" not in nb.metadata, "a widget is stored: run `make export`"
     assert not re.search(r"/(home|root|work|tmp|usr|Users)/", re.sub(r'"image/png": "[^"]*"', "", outputs)), "a path of this machine is stored"
     ran = [c for c in nb.cells if c.cell_type == "code" and re.search(r"^\s*print\(", c.source, re.M) and not c.source.startswith("#|")]
     assert all(c.outputs for c in ran), "a cell prints but has no stored output: run the notebook"

@@ -1,8 +1,11 @@
 "grpo_chess.reward: lines worked by hand, the rules at the end of games, and a judge that never loses or invents an answer."
+import csv
+import importlib.util
 import itertools
 import math
 import random
 from concurrent.futures import Future
+from pathlib import Path
 
 import chess
 import numpy as np
@@ -11,11 +14,13 @@ import torch
 from torch import nn
 
 from grpo_chess.board import Terminal, encode, move_to_action, position_key
-from grpo_chess.engine import MATE, EngineConfig, EngineError, EnginePool, score_code
+from grpo_chess.engine import MATE, EngineConfig, EngineError, EnginePool, engine_name, score_code
+from grpo_chess.loss import group_advantage
 from grpo_chess.model import Policy
 from grpo_chess.reward import SCALES, Judge, RewardConfig, material, node_values, normalize_cp, step_rewards, win_probability
 from grpo_chess.sampler import SamplerConfig, rollout
 
+NBS = Path(__file__).resolve().parent.parent/"nbs"
 SHUFFLE = "g1f3 g8f6 f3g1 f6g8"
 
 class Line(nn.Module):
@@ -316,6 +321,28 @@ def test_a_game_is_judged_while_it_is_played(pool):
     j = Judge(RewardConfig(depth=2), pool); ro = games(seed=4, on_new=j.submit); asked = j.asked
     step_rewards(ro, j)
     assert j.asked == asked and not j.pending
+
+def test_the_stored_evaluations_are_the_engines():
+    "nbs/data/reward_noise.csv: the script's positions, the clean scores of a sample, and both warm orders at depth 1, every one."
+    text = (NBS/"data/reward_noise.csv").read_text().splitlines()
+    rows = list(csv.DictReader(line for line in text if line[0] != "#"))
+    spec = importlib.util.spec_from_file_location("reward_noise", NBS/"experiments/reward_noise.py")
+    script = importlib.util.module_from_spec(spec); spec.loader.exec_module(script)
+    asked = script.positions()
+    assert [(int(r["position"]), r["move"]) for r in rows] == [(k, move) for k, move, _ in asked]
+    if not text[0].startswith(f"# {engine_name()},"): return              # another engine: other numbers
+    fens, column = [fen for *_, fen in asked], lambda name: [int(r[name]) for r in rows]
+    for d in (2, 4): assert script.scores(fens[::7], d) == column(f"c{d}")[::7]
+    for name, seed in (("a1", 1), ("b1", 2)): assert script.scores(fens, 1, random.Random(seed).sample(range(len(fens)), len(fens))) == column(name)
+
+def test_a_constant_in_the_judge_is_no_advantage():
+    "A judge that flatters whoever is to move shifts every step reward by twice that, and no advantage within a position."
+    class Flattering(Judge):
+        def values(self, fens): return super().values(fens) + np.float32(.03)
+    ro = games(plies=1, starts=(chess.STARTING_FEN,)); cfg = RewardConfig(judge="material")
+    fair, flattered = step_rewards(ro, Judge(cfg)), step_rewards(ro, Flattering(cfg))
+    assert torch.allclose(flattered, fair - .06, atol=1e-6)
+    assert torch.allclose(group_advantage(flattered, ro.train), group_advantage(fair, ro.train), atol=1e-6)
 
 def test_mates_that_the_engine_announces(pool):
     fens = ["6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1", "7k/R7/1R6/8/8/8/8/K7 b - - 0 1"]

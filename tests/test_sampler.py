@@ -12,8 +12,9 @@ from torch import nn
 
 from grpo_chess.board import Terminal, encode, move_to_action, position_key, terminal
 from grpo_chess.model import ChessTransformer, ModelConfig, MoveDist, Policy
-from grpo_chess.sampler import (Positions, Rollout, SamplerConfig, action_agreement, agreement_stats, policy_diversity, replay_logp, rollout,
-                                root_noise, temperature_at, uniforms, within_spread)
+from grpo_chess.loss import LossConfig, clipped_surrogate, ratio_stats
+from grpo_chess.sampler import (Positions, Rollout, SamplerConfig, action_agreement, agreement_stats, expected_ratio_stats, policy_diversity, replay_logp,
+                                rollout, root_noise, temperature_at, uniforms, within_spread)
 
 KIWIPETE = "r3k2r/p1ppqpb1/bn2pnp1/3PN3/1p2P3/2N2Q1p/PPPBBPPP/R3K2R w KQkq - 0 1"
 PROMOTES, BLACK = "8/P1k5/K7/8/8/8/8/8 w - - 0 1", "8/2p5/3p4/KP5r/1R3p1k/8/4P1P1/8 b - - 0 1"
@@ -413,12 +414,79 @@ def test_agreement_and_diversity_against_loops(kw):
     assert agreement_stats(ro) == pytest.approx(dict(agreement_mean=np.mean(want), agreement_p90=np.quantile(want, .9)), rel=1e-5)
     for floor, most in ((1e-3, 8), (.1, 2)): assert policy_diversity(ro, floor, most) == pytest.approx(slow_diversity(ro, floor, most), rel=1e-3, abs=2e-5)
 
+@pytest.mark.parametrize("floor", [0., -.1, 1.1, math.nan])
+def test_diversity_refuses_a_floor_that_leaves_the_kl_infinite(floor):
+    ro = rollout(Policy(Peaked()), [chess.Board()], SamplerConfig(group=2, plies=2))
+    with pytest.raises(ValueError, match="floor"): policy_diversity(ro, floor)
+
 def test_measures_of_a_collapsed_group():
     start = chess.Board(); ro = rollout(line(start, "e2e4", "e7e5", "g1f3"), [start]*2, SamplerConfig(group=4, plies=3))
     assert (action_agreement(ro) == 1).all() and agreement_stats(ro) == dict(agreement_mean=1, agreement_p90=1)
     assert policy_diversity(ro) == pytest.approx(dict(pairwise_kl=0, kl_to_mean=0), abs=1e-5)
     total = torch.tensor([[1., 1., 4.], [2., 2., 2.]])
     assert within_spread(total).tolist() == pytest.approx([math.sqrt(2), 0])
+
+# ---------------------------------------------------------------- the ratio as exact sums
+
+def two_policies(n=5, most=7, seed=0, T=(1.3, 1.)):
+    "Ragged positions, scores and advantages; one position with a single move."
+    g = torch.Generator().manual_seed(seed); counts = [1, *torch.randint(2, most+1, (n-1,), generator=g).tolist()]
+    z = torch.randn(n, most, generator=g)*2; adv = torch.randn(n, most, generator=g)
+    for i, c in enumerate(counts): z[i, c:] = -math.inf
+    return counts, z, adv, MoveDist.from_logits(z, T[0]), MoveDist.from_logits(z, T[1])
+
+@pytest.mark.parametrize("epsilon", [.2, .05])
+def test_expected_ratio_stats_against_a_loop(epsilon):
+    counts, z, adv, old, new = two_policies()
+    want = dict.fromkeys(("clip_region", "clip_binding", "mean_ratio", "square", "approx_kl", "entropy"), 0.); largest = 0.
+    for i, c in enumerate(counts):
+        for a in range(c):
+            p, q = (math.exp(z[i, a].item()/T)/sum(math.exp(z[i, b].item()/T) for b in range(c)) for T in (1.3, 1.))
+            r, A, w = q/p, adv[i, a].item(), p/len(counts)
+            x = torch.tensor(r, requires_grad=True); clipped_surrogate(x, torch.tensor(A), epsilon, epsilon).backward()
+            want["clip_region"] += w*(abs(r-1) > epsilon); want["clip_binding"] += w*(x.grad.item() == 0)       # the loss's own gradient is the judge
+            want["mean_ratio"] += w*r; want["square"] += w*r*r; want["approx_kl"] -= w*math.log(r); want["entropy"] -= w*math.log(q)
+            largest = max(largest, abs(math.log(r)))
+    got = expected_ratio_stats(old, new, adv, epsilon)
+    want["ess"] = 1/want.pop("square"); want["max_log_ratio"] = largest
+    assert got == pytest.approx(want, rel=1e-5) and got["mean_ratio"] == pytest.approx(1, abs=1e-6)
+    assert 0 < got["clip_binding"] < got["clip_region"] and got["approx_kl"] == pytest.approx(old.kl(new).mean().item(), rel=1e-4)
+    assert expected_ratio_stats(old, new, epsilon=epsilon) == {k: v for k, v in got.items() if k != "clip_binding"}
+
+def test_expected_ratio_stats_is_what_a_log_converges_to():
+    "Against the sampled statistics of the loss, on many draws."
+    _, z, adv, old, new = two_policies(n=6, seed=3); n = 40_000
+    u = torch.as_tensor(uniforms(0, 0, list(range(6)), (n,)))
+    slot = torch.stack([MoveDist(o.expand(n, -1)).sample(x) for o, x in zip(old.logp, u)])                       # [6, n]
+    pick = lambda x: x.gather(1, slot)
+    sampled = ratio_stats(pick(new.logp), pick(old.logp), pick(adv), torch.ones(6, n, dtype=torch.bool), LossConfig())
+    exact = expected_ratio_stats(old, new, adv)
+    for key in ("clip_region", "clip_binding", "mean_ratio", "approx_kl", "ess"): assert sampled[key] == pytest.approx(exact[key], abs=.01), key
+    assert -pick(new.logp).mean().item() == pytest.approx(exact["entropy"], abs=.02) and sampled["max_log_ratio"] <= exact["max_log_ratio"] + 1e-6
+
+def test_expected_ratio_stats_limits():
+    _, z, adv, old, new = two_policies()
+    same = expected_ratio_stats(old, old, adv)
+    assert same | dict(entropy=0) == dict(clip_region=0, clip_binding=0, mean_ratio=pytest.approx(1), ess=pytest.approx(1), approx_kl=0, entropy=0, max_log_ratio=0)
+    assert same["entropy"] == pytest.approx(old.entropy().mean().item(), rel=1e-5)
+    pad = lambda d: MoveDist(torch.nn.functional.pad(d.logp, (0, 3), value=-math.inf))                            # padding is silent
+    assert expected_ratio_stats(pad(old), pad(new), torch.nn.functional.pad(adv, (0, 3), value=9.)) == pytest.approx(expected_ratio_stats(old, new, adv))
+    torch.manual_seed(1)                                                    # any two policies: mean ratio 1, whatever else
+    other = MoveDist.from_logits(torch.where(z > -math.inf, torch.randn_like(z)*4, z))
+    far = expected_ratio_stats(old, other)
+    assert far["mean_ratio"] == pytest.approx(1, abs=1e-5) and far["clip_region"] > .3 and far["ess"] < .5
+
+@pytest.mark.parametrize("T", [(1.3, 1.), (1., 1.3), (.7, 2.)], ids=str)
+def test_two_temperatures_bias_the_gradient_only_by_the_clip(T):
+    "Unclipped, the expected gradient of the surrogate is the on-policy one of the loss's temperature; clipped, it is not."
+    _, z, adv, old, _ = two_policies(n=20, seed=5, T=T)
+    def gradient(epsilon, on_policy=False):
+        x = z.clone().requires_grad_(); new = MoveDist.from_logits(x, T[1]); played = MoveDist(new.logp.detach()) if on_policy else old
+        ratio = (new.finite - played.finite).exp()
+        return torch.autograd.grad((played.probs*clipped_surrogate(ratio, adv, epsilon, epsilon)).sum(), x)[0].nan_to_num(0.)
+    exact = gradient(math.inf, on_policy=True)
+    assert torch.allclose(gradient(math.inf), exact, atol=1e-5) and torch.allclose(gradient(.2, on_policy=True), exact, atol=1e-5)
+    assert (gradient(.2) - exact).norm() > .1*exact.norm()
 
 # ---------------------------------------------------------------- settings
 

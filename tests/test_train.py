@@ -103,6 +103,11 @@ def bad_input(tmp_path):
         "no GPU": ([*TINY, "--accelerator", "cuda"], "no GPU"),
         "float16 without a GPU": ([*TINY, "--trainer.precision", "16-mixed"], "16-mixed"),
         "a penalty that does nothing": ([*TINY, "--loss.kl_coef", "0.1", "--trainer.minibatches", "1"], "does nothing"),
+        "a boost of nothing": ([*TINY, "--loss.entropy_coef", "0", "--guard.entropy_floor", "1.5"], "loss.entropy_coef = 0.0"),
+        "a controller of nothing": ([*TINY, "--guard.kl_controller", "multiplicative"], "loss.kl_coef = 0.0"),
+        "a controller that sees nothing": ([*TINY, "--loss.kl_coef", "0.01", "--loss.kl", "k1", "--guard.kl_controller", "multiplicative", "--guard.controller_kl", "k1", "--trainer.minibatches", "1"], "reads 0 at every step"),
+        "a stop that cannot stop": ([*TINY, "--guard.stop_kl", "0.02", "--trainer.minibatches", "1"], "only one update"),
+        "a guard's wrong choice": (["--guard.floor_action", "cry"], "boost, rollback, abort"),
         "a temperature of almost nothing": ([*TINY, "--sampler.temperature", "1e-40"], "sampler.temperature"),
         "another preset for a resumed run": (["--resume", tmp_path/"none", "--preset", "record"], "--preset"),
         "a value without its key": (["huge"], "huge"),
@@ -265,6 +270,29 @@ def test_time_limit_stops_and_says_so(tmp_path, capsys):
     args = [a if a != "4" or TINY[i-1] != "--trainer.steps" else "100000" for i, a in enumerate(TINY)]
     assert main([*args, "--out", str(tmp_path), "--name", "t", "--minutes", "0.02"]) == 0
     assert "time limit" in capsys.readouterr().out
+
+def test_a_run_that_its_guard_aborts_reports_and_says_why(tmp_path, capsys):
+    args = [*TINY, "--guard.entropy_floor", "5", "--guard.floor_action", "abort", "--guard.floor_patience", "3", "--match.games", "2", "--match.adjudicate", "false", "--match.max_plies", "4"]
+    assert main([*args, "--out", str(tmp_path), "--name", "g"]) == 3
+    out, err = capsys.readouterr()
+    says = err.strip().splitlines()[-1]
+    assert says.startswith("stopped: Aborted by its guard after 3 of 4 steps: entropy ") and "guard.entropy_floor = 5" in says and "Traceback" not in err
+    report = (tmp_path/"g/report.md").read_text()
+    assert "Aborted by its guard after 3 of 4 steps" in report and "Guards: step 2, abort" in report and "## New against old" in report and "Aborted" in out
+    assert len(read_metrics(tmp_path/"g/metrics.jsonl")) == 3 and (tmp_path/"g/checkpoint/000003").exists() and (tmp_path/"g/model.safetensors").exists()
+    assert main(["--resume", str(tmp_path/"g"), "--match.games", "0"]) == 0        # it goes on, and has again the guard's patience
+    assert len(read_metrics(tmp_path/"g/metrics.jsonl")) == 4
+
+def test_the_report_tells_what_the_guards_did(tmp_path):
+    cfg, _ = parse([*TINY, "--loss.entropy_coef", "0.1", "--guard.entropy_floor", "5", "--guard.floor_patience", "1", "--guard.stop_kl", "1e-9", "--trainer.epochs", "2", "--out", str(tmp_path), "--name", "g"])
+    folder, _ = run(cfg, quiet=True)
+    line = next(l for l in (folder/"report.md").read_text().splitlines() if l.startswith("Guards:"))
+    assert "step 0, boost: entropy_coef 0.1 -> 0.15" in line and re.search(r"ended early in \d steps", line)
+
+def test_a_long_list_of_actions_is_cut():
+    rows = [dict(step=i, guard="stop: 1 of 2 updates; boost: x") for i in range(12)] + [dict(step=12, guard=""), dict(step=13)]
+    text = train.guard_actions(rows)
+    assert text.count("boost") == 10 and "and 2 more" in text and "early in 12 steps" in text and train.guard_actions(rows[12:]) == ""
 
 def test_with_stockfish_and_a_teacher(tmp_path):
     cfg, _ = parse([*TINY, "--reward.judge", "engine", "--reward.depth", "1", "--sampler.teacher_forcing", "0.5", "--sampler.teacher_depth", "1", "--positions.window_cp", "300",

@@ -1,0 +1,100 @@
+"""Run the small experiments and keep their histories.
+
+    python nbs/experiments/run.py                    # what there is, and how many of its runs are done
+    python nbs/experiments/run.py settings            # make the runs of one experiment that are missing
+    python nbs/experiments/run.py settings "freeze 2"  # of this arm only
+    python nbs/experiments/run.py settings --again    # all of them anew
+
+`plan.yaml` says what is run: `base` comes before and `after` behind the settings of every arm, an arm has settings of `python -m grpo_chess.train`, and each arm has seeds.
+A row of `data/NAME.csv` is a step of one run; `data/NAME_end.csv` holds the regret of the policy before and after, on positions that no run starts from.
+"""
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import chess
+import numpy as np
+import torch
+import yaml
+
+from grpo_chess.board import encode, move_to_action
+from grpo_chess.model import Policy, load_model
+from grpo_chess.reward import win_probability
+from grpo_chess.trainer import read_metrics
+
+HERE = Path(__file__).resolve().parent
+TOP = HERE.parent.parent
+KEEP = ["train/avg_reward", "entropy", "agreement_mean", "reward_spread", "advantage_std", "clip_region", "clip_binding", "approx_kl", "kl_step", "kl_coef", "entropy_coef",
+        "loss", "ppo_loss", "mean_ratio", "ratio_error", "grad_norm", "grad_policy", "grad_kl", "grad_entropy", "lr", "temperature", "judged"]
+
+def number(x):
+    "Four significant digits; an empty cell for what was not measured."
+    return "" if x is None else f"{x:.4g}"
+
+def write(path, rows):
+    "A CSV file, whole or not at all."
+    tmp = path.with_suffix(".tmp")
+    with tmp.open("w", newline="") as f:
+        out = csv.DictWriter(f, list(rows[0])); out.writeheader(); out.writerows(rows)
+    tmp.replace(path)
+
+def read(path): return list(csv.DictReader(path.open())) if path.exists() else []
+
+def settings(arm): return [f"--{k}={v}" if k != "config" else f"--config={TOP/v}" for pair in arm for k, v in (pair if isinstance(pair, dict) else {}).items()]
+
+def regret(policy, path):
+    "Mean win probability lost on labelled positions, when sampling and at the most likely move."
+    rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    boards = [chess.Board(r["fen"]) for r in rows]
+    tokens, legal = (torch.as_tensor(x) for x in encode(boards))
+    value = torch.full(legal.shape, torch.nan, dtype=torch.float64)
+    for i, (b, r) in enumerate(zip(boards, rows)):
+        score = {move_to_action(chess.Move.from_uci(u), b.turn): s for u, s in r["moves"].items()}
+        for j, a in enumerate(legal[i].tolist()):
+            if a >= 0: value[i, j] = float(win_probability(np.array(score[a])))
+    with torch.no_grad(): p = policy.dist(tokens, legal).probs.double()
+    best, value = value.nan_to_num(-1).amax(-1), value.nan_to_num(0)
+    return (best - (p*value).sum(-1)).mean().item(), (best - value.gather(-1, p.argmax(-1, keepdim=True))[:, 0]).mean().item()
+
+def one(name, arm, args, seed, keep):
+    "One run: its history and its regret before and after."
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "grpo_chess.train", *args, f"--seed={seed}", f"--out={folder}", "--name=x", "--match.games=0", "--minutes=0"]
+        done = subprocess.run(command, cwd=TOP, capture_output=True, text=True)
+        rows = read_metrics(Path(folder)/"x/metrics.jsonl") if (Path(folder)/"x/metrics.jsonl").exists() else []
+        if done.returncode and not rows: sys.exit(f"{name}, {arm}, seed {seed} failed: {done.stderr.strip().splitlines()[-1]}")
+        history = [dict(arm=arm, seed=seed, step=r["step"], **{k: number(r.get(k)) for k in keep}) for r in rows]
+        end = dict(arm=arm, seed=seed, steps=len(rows), plies=sum(r["plies"] for r in rows), exit=done.returncode)
+        for when, file in (("before", "start"), ("after", "model")):
+            at = Path(folder)/f"x/{file}.safetensors"
+            if not at.exists(): continue
+            end[f"sampling_{when}"], end[f"argmax_{when}"] = map(number, regret(Policy(load_model(at)), HERE.parent/"data/positions.jsonl"))
+        return history, end
+
+def main():
+    plan = yaml.safe_load((HERE/"plan.yaml").read_text())
+    for name, x in plan.items():
+        x["runs"] = [(str(arm), seed) for arm in x["arms"] for seed in x["seeds"]]
+    if len(sys.argv) < 2:
+        for name, x in plan.items():
+            done = {(r["arm"], int(r["seed"])) for r in read(HERE/f"data/{name}_end.csv")}
+            print(f"{name:14} {len(done & set(x['runs'])):3} of {len(x['runs']):3} runs   {x['question']}")
+        return
+    name = sys.argv[1]
+    if name not in plan: sys.exit(f"there is no experiment {name!r} in plan.yaml; there are {', '.join(plan)}")
+    x, files = plan[name], (HERE/f"data/{name}.csv", HERE/f"data/{name}_end.csv")
+    if "--again" in sys.argv:
+        for f in files: f.unlink(missing_ok=True)
+    history, ends = (read(f) for f in files)
+    wanted = [a for a in sys.argv[2:] if not a.startswith("-")]
+    for arm, seed in x["runs"]:
+        if wanted and arm not in wanted or any((r["arm"], int(r["seed"])) == (arm, seed) for r in ends): continue
+        h, e = one(name, arm, settings([*x.get("base", []), *x["arms"][arm], *x.get("after", [])]), seed, [k for k in KEEP if k in x["keep"]])
+        history += h; ends.append(e)
+        write(files[0], history); write(files[1], ends)
+        print(e, flush=True)
+
+if __name__ == "__main__": main()
