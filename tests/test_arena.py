@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from grpo_chess.arena import (MIN_GAMES, PRESETS, RATINGS, Arena, ArenaConfig, ArenaError, Game, JudgeConfig, MatchResult, SprtConfig, draws, elo, engine_player, engine_units, evidence,
-                              expected_score, file_openings, fit_ladder, for_json, game_text, known_settings, load_player_model, main, normalized_elo, parse, play_ladder, play_match, play_sprt,
+                              expected_score, file_openings, fit_ladder, for_json, game_text, load_player_model, main, normalized_elo, parse, play_ladder, play_match, play_sprt,
                               policy_player, random_openings, random_player, read_labels, read_name, read_openings, read_puzzles, regret, run, score_interval, skill_pick, solve, sprt, weak_engine_player)
 from grpo_chess.board import PositionError, position_key, terminal
 from grpo_chess.engine import MATE, EngineConfig, EngineError, EnginePool
 from grpo_chess.model import MODELS, ChessTransformer, ModelConfig, Policy, WeightsError, pretrained, save_model
+from grpo_chess.settings import known_keys
 
 TOP = Path(__file__).resolve().parent.parent
 POSITIONS = TOP/"nbs/data/positions.jsonl"
@@ -733,7 +734,7 @@ def test_bad_settings(argv, says):
 def test_help_explains_every_setting(capsys):
     with pytest.raises(SystemExit): parse(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for key in known_settings(): assert f"--{key}" in text, key
+    for key in known_keys(ArenaConfig): assert f"--{key}" in text, key
     for cls in (ArenaConfig, JudgeConfig, SprtConfig):
         for f in dataclasses.fields(cls):
             if not dataclasses.is_dataclass(f.default_factory): assert f"\n        {f.name}: " in cls.__doc__, f.name

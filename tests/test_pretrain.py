@@ -25,6 +25,7 @@ from grpo_chess.pretrain import (UNKNOWN, Batch, ConvertConfig, EvaluateConfig, 
                                  convert, cross_entropy, evaluate, held_out, join, label, make_labels, make_shard, measure, measure_labels, read_manifest, read_shard,
                                  resume_run, soft_targets, to_batch, train, turn_round, write_shard)
 from grpo_chess.reward import win_probability
+from grpo_chess.settings import known_keys
 from grpo_chess.trainer import CheckpointError, read_metrics
 
 TOP = Path(__file__).resolve().parent.parent
@@ -479,7 +480,7 @@ def test_help_names_every_setting(capsys):
     assert all(c in said() for c in pretrain.COMMANDS)
     for command, (cls, _) in pretrain.COMMANDS.items():
         text = said(command)
-        assert all(f"--{k}" in text for k in pretrain.settings_of(cls))
+        assert all(f"--{k}" in text for k in known_keys(cls))
 
 def test_the_module_runs(tmp_path):
     r = cli("train", "--labels", "nowhere", cwd=tmp_path)
@@ -493,3 +494,12 @@ def test_evaluate_writes_scores_with_their_intervals(labels, tmp_path):
     assert all(x in card for x in ("# net", "tau 0.05", "2 steps, 64 positions", f"| regret | {out['measured']['regret']:.4f} |", "| untrained, argmax | Stockfish depth 1 | 2 |"))
     assert json.loads((tmp_path/"e.json").read_text())["measured"] == out["measured"] and len(out["matches"]) == 8
     for m in out["matches"]: assert m["interval"][0] <= m["score"] <= m["interval"][1] and m["games"] == 2
+
+def test_the_card_gives_the_commands_that_make_the_weights_again():
+    "Every setting that is not the default is there, and the command line takes them."
+    made = dict(rows_in_all=650_000, depth=1, seed=3, games=256)
+    lines = pretrain.recipe(made, dataclasses.asdict(TrainConfig(steps=1200, seed=4, lr=1e-3)))
+    label, train = (pretrain.parse(l.split()[3:])[1] for l in lines)
+    assert (label.positions, label.depth, label.seed, label.out) == (650_000, 1, 3, train.labels)
+    assert dataclasses.replace(train, out=TrainConfig.out) == TrainConfig(steps=1200, seed=4, lr=1e-3)
+    assert len(pretrain.recipe(dict(source="a.pgn"), {})) == 1                  # labels from elsewhere cannot be made again by us

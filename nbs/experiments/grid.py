@@ -21,12 +21,13 @@ import torch
 
 from grpo_chess.board import action_to_move, encode, position_key
 from grpo_chess.loss import LossConfig
-from grpo_chess.model import Policy, pretrained
+from grpo_chess.model import Policy, load_model
 from grpo_chess.reward import Judge, RewardConfig, win_probability
 from grpo_chess.sampler import SamplerConfig
 from grpo_chess.trainer import AblateConfig, Trainer, TrainerConfig, make_fabric
 
-DATA = Path(__file__).resolve().parent.parent/"data"
+START = Path(__file__).resolve().parent/"start.safetensors"     # the first weights that the package shipped
+DATA = START.parent.parent/"data"
 
 class Stored(Judge):
     "A judge that knows the stored positions and what follows from every legal move there, and nothing else."
@@ -60,9 +61,9 @@ class Stored(Judge):
         return dict(regret=(dist.probs*lost).sum(-1).mean().item(), regret_argmax=lost.gather(1, dist.argmax()[:, None]).mean().item(), entropy=dist.entropy().mean().item())
 
 def small_run(judge:Stored, seed:int=0, loss:dict=None, sampler:dict=None, ablate=None, guard=None, net=None, **trainer)->Trainer:
-    "A trainer on the stored positions, from the shipped weights unless `net` is given; advantages are centred and not divided, as in the record."
+    "A trainer on the stored positions, from `start.safetensors` unless `net` is given; advantages are centred and not divided, as in the record."
     torch.manual_seed(seed)
-    return Trainer(make_fabric("32-true", "cpu"), net or pretrained("tiny"), judge.starts(seed), judge, SamplerConfig(**dict(boards=8, group=16, plies=1) | (sampler or {})),
+    return Trainer(make_fabric("32-true", "cpu"), net or load_model(START), judge.starts(seed), judge, SamplerConfig(**dict(boards=8, group=16, plies=1) | (sampler or {})),
                    LossConfig(**dict(scale="none") | (loss or {})), TrainerConfig(**dict(warmup=0, decay="constant", budget_every=0) | trainer), ablate, seed, guard=guard)
 
 def history(judge:Stored, trainer:Trainer, steps:int, every:int, columns:tuple[str, ...]):

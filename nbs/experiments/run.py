@@ -9,20 +9,15 @@
 A row of `data/NAME.csv` is a step of one run; `data/NAME_end.csv` holds the regret of the policy before and after, on positions that no run starts from.
 """
 import csv
-import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import chess
-import numpy as np
-import torch
 import yaml
 
-from grpo_chess.board import encode, move_to_action
+from grpo_chess.arena import read_labels, regret
 from grpo_chess.model import Policy, load_model
-from grpo_chess.reward import win_probability
 from grpo_chess.trainer import read_metrics
 
 HERE = Path(__file__).resolve().parent
@@ -45,20 +40,6 @@ def read(path): return list(csv.DictReader(path.open())) if path.exists() else [
 
 def settings(arm): return [f"--{k}={v}" if k != "config" else f"--config={TOP/v}" for pair in arm for k, v in (pair if isinstance(pair, dict) else {}).items()]
 
-def regret(policy, path):
-    "Mean win probability lost on labelled positions, when sampling and at the most likely move."
-    rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
-    boards = [chess.Board(r["fen"]) for r in rows]
-    tokens, legal = (torch.as_tensor(x) for x in encode(boards))
-    value = torch.full(legal.shape, torch.nan, dtype=torch.float64)
-    for i, (b, r) in enumerate(zip(boards, rows)):
-        score = {move_to_action(chess.Move.from_uci(u), b.turn): s for u, s in r["moves"].items()}
-        for j, a in enumerate(legal[i].tolist()):
-            if a >= 0: value[i, j] = float(win_probability(np.array(score[a])))
-    with torch.no_grad(): p = policy.dist(tokens, legal).probs.double()
-    best, value = value.nan_to_num(-1).amax(-1), value.nan_to_num(0)
-    return (best - (p*value).sum(-1)).mean().item(), (best - value.gather(-1, p.argmax(-1, keepdim=True))[:, 0]).mean().item()
-
 def one(name, arm, args, seed, keep):
     "One run: its history and its regret before and after."
     with tempfile.TemporaryDirectory() as folder:
@@ -68,10 +49,11 @@ def one(name, arm, args, seed, keep):
         if done.returncode and not rows: sys.exit(f"{name}, {arm}, seed {seed} failed: {done.stderr.strip().splitlines()[-1]}")
         history = [dict(arm=arm, seed=seed, step=r["step"], **{k: number(r.get(k)) for k in keep}) for r in rows]
         end = dict(arm=arm, seed=seed, steps=len(rows), plies=sum(r["plies"] for r in rows), exit=done.returncode)
+        labels = read_labels(HERE.parent/"data/positions.jsonl")
         for when, file in (("before", "start"), ("after", "model")):
             at = Path(folder)/f"x/{file}.safetensors"
             if not at.exists(): continue
-            end[f"sampling_{when}"], end[f"argmax_{when}"] = map(number, regret(Policy(load_model(at)), HERE.parent/"data/positions.jsonl"))
+            for how in ("sampling", "argmax"): end[f"{how}_{when}"] = number(regret(Policy(load_model(at)), labels, how == "argmax").mean)
         return history, end
 
 def main():
