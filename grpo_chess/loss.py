@@ -13,9 +13,9 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'reward_to_go', 'returns', 'masked_mean', 'group_advantage', 'no_spread_share',
-           'clipped_surrogate', 'clip_fractions', 'effective_sample_size', 'trajectory_log_ratio', 'cispo_surrogate',
-           'kl_estimate', 'ply_weights', 'LossConfig', 'Plies', 'loss_terms', 'weighted_terms', 'term_gradients',
-           'budget_of', 'gradient_budget', 'ratio_stats']
+           'clipped_surrogate', 'shares', 'clip_fractions', 'effective_sample_size', 'trajectory_log_ratio',
+           'cispo_surrogate', 'kl_estimate', 'ply_weights', 'LossConfig', 'Plies', 'loss_terms', 'weighted_terms',
+           'term_gradients', 'budget_of', 'gradient_budget', 'ratio_stats']
 
 # %% ../nbs/03_loss.ipynb #20bc682b
 def reward_to_go(
@@ -87,7 +87,16 @@ def clipped_surrogate(
     free = ratio if delta is None else torch.where(adv < 0, ratio.clamp(max=delta), ratio)
     return -torch.minimum(free*adv, clipped*adv)
 
-# %% ../nbs/03_loss.ipynb #6fd2455a
+# %% ../nbs/03_loss.ipynb #73fbccbb
+def shares(
+    mask:Tensor,              # [...] bool
+    weight:Tensor|None=None,  # [...] how much each entry counts; None: all the same
+)->Tensor:                    # [...] float64, 0 outside of the mask; they add up to 1, or to 0 if nothing counts
+    "What part of a mean each entry is."
+    w = torch.where(mask, 1. if weight is None else weight.double(), 0.).double()
+    total = w.sum()
+    return w/torch.where(total > 0, total, 1.)
+
 def clip_fractions(
     ratio:Tensor,             # [...]
     adv:Tensor,               # [...]
@@ -95,23 +104,25 @@ def clip_fractions(
     epsilon_low:float=.2,
     epsilon_high:float=.2,
     delta:float|None=None,    # ceiling of the ratio where the advantage is negative; None: none
+    weight:Tensor|None=None,  # [...] how much each entry counts; None: all the same
 )->dict[str,float]:           # clip_region, clip_binding, clip_binding_low, clip_binding_high
     "Shares of plies outside of the clip range, and of those whose gradient the clip removes, by side."
-    n = mask.sum().clamp_min(1)
+    w = shares(mask, weight)
     low, high = (ratio < 1-epsilon_low) & mask, (ratio > 1+epsilon_high) & mask
-    share = lambda x: (x.sum()/n).item()
+    share = lambda x: torch.where(x, w, 0.).sum().item()
     ceiling = mask & (adv < 0) & (ratio > max(delta, 1+epsilon_high)) if delta else torch.zeros_like(mask)
     bind_low, bind_high = share(low & (adv < 0)), share(high & (adv > 0) | ceiling)
     return dict(clip_region=share(low | high), clip_binding=bind_low+bind_high, clip_binding_low=bind_low, clip_binding_high=bind_high)
 
-# %% ../nbs/03_loss.ipynb #710c80a8
+# %% ../nbs/03_loss.ipynb #c4dcf813
 def effective_sample_size(
-    ratio:Tensor,   # [...]
-    mask:Tensor,    # [...] bool
-)->float:           # between 1/n and 1
+    ratio:Tensor,             # [...]
+    mask:Tensor,              # [...] bool
+    weight:Tensor|None=None,  # [...] how much each entry counts; None: all the same
+)->float:                     # between 1/n and 1
     "Share of the samples that importance weights leave in use (Kish)."
-    r = ratio[mask].double()
-    return (r.sum()**2/(len(r)*(r**2).sum())).item() if len(r) else 1.
+    r, w = torch.where(mask, ratio, 0.).double(), shares(mask, weight)
+    return ((w*r).sum()**2/(w*r**2).sum()).item() if mask.any() else 1.
 
 # %% ../nbs/03_loss.ipynb #1efd0d1f
 def trajectory_log_ratio(
@@ -148,12 +159,13 @@ def ply_weights(
     if how == "trajectory": return w/n.clamp_min(1), float((n > 0).sum())
     return w, float(mask.numel())
 
-# %% ../nbs/03_loss.ipynb #ebee137f
+# %% ../nbs/03_loss.ipynb #2162bd51
 @dataclass
 class LossConfig:
     """The objective.
 
     Args:
+        moves: sampled (the moves that were played), or all (every legal move of the positions that were met, weighed by its probability)
         returns: what a ply is credited with: step (its own reward), to_go, or trajectory (original GRPO)
         discount: weight of the next ply relative to this one, for to_go and trajectory
         baseline: what it is compared with: mean of the group, or loo (mean of the others)
@@ -170,6 +182,7 @@ class LossConfig:
         entropy_coef: weight of the entropy bonus; 0 means none
         entropy: estimator of the bonus: exact, or sampled (as in the research record)
     """
+    moves: str = "sampled"
     returns: str = "step"
     discount: float = 1.
     baseline: str = "mean"
@@ -191,18 +204,21 @@ class LossConfig:
             if getattr(self, name) not in values: raise ValueError(f"loss.{name} = {getattr(self, name)!r} must be one of {', '.join(values)}")
         for name, low, high in RANGES:
             if not low <= getattr(self, name) <= high: raise ValueError(f"loss.{name} = {getattr(self, name)} must be between {low} and {high}")
+        if self.moves == "all":
+            for name, only in (("returns", "step"), ("baseline", "mean"), ("ratio", "ply"), ("aggregate", "ply")):
+                if getattr(self, name) != only: raise ValueError(f"loss.{name} = {getattr(self, name)!r} needs moves that were played: with loss.moves = all it must be {only}")
 
-CHOICES = dict(returns=("step", "to_go", "trajectory"), baseline=("mean", "loo"), scale=("none", "std", "rms"), ratio=("ply", "trajectory"),
+CHOICES = dict(moves=("sampled", "all"), returns=("step", "to_go", "trajectory"), baseline=("mean", "loo"), scale=("none", "std", "rms"), ratio=("ply", "trajectory"),
                surrogate=("ppo", "cispo"), aggregate=("ply", "trajectory", "constant"), kl=("k1", "k2", "k3", "exact"),
                kl_to=("old", "reference"), entropy=("exact", "sampled"))
 RANGES = [("discount", 0, 1), ("epsilon_low", 0, 1), ("epsilon_high", 0, 100), ("delta", 0, 1000), ("kl_coef", 0, 1000), ("entropy_coef", -1000, 1000)]
 
-# %% ../nbs/03_loss.ipynb #5c9ebaa9
+# %% ../nbs/03_loss.ipynb #3b3ca292
 @dataclass
 class Plies:
-    "What the loss needs of a batch of trajectories; every tensor is [N, T], anything may stand outside of the mask."
+    "What the loss needs of a batch of trajectories; every tensor is [N, T], or [N, T, L] for all moves of each ply; anything may stand outside of the mask."
     mask: Tensor                    # plies that train, bool
-    weight: Tensor                  # from `ply_weights`, divided by its count
+    weight: Tensor                  # from `ply_weights`, divided by its count; for all moves, times the old probability
     adv: Tensor                     # advantages
     logp_old: Tensor                # log-probability when it was sampled
     logp_new: Tensor                # log-probability now; carries the gradient
@@ -265,20 +281,21 @@ def gradient_budget(
     "How long the gradient of each term of the loss is, and how they stand to each other."
     return budget_of(term_gradients(terms, params))
 
-# %% ../nbs/03_loss.ipynb #e9a09095
+# %% ../nbs/03_loss.ipynb #d52688b3
 def ratio_stats(
     logp_new:Tensor,  # [...]
     logp_old:Tensor,  # [...]
     adv:Tensor,       # [...]
     mask:Tensor,      # [...] bool
     cfg:LossConfig,
+    weight:Tensor|None=None,   # [...] how much each entry counts; None: all the same
 )->dict[str,float]:
     "Clip fractions, mean ratio, effective sample size, k1 (`approx_kl`) and the largest |log ratio|."
     log_ratio = torch.where(mask, logp_new - logp_old, 0.)
-    ratio, n = log_ratio.exp(), mask.sum().clamp_min(1)
+    ratio, w = log_ratio.exp(), shares(mask, weight)
     clipped = trajectory_log_ratio(log_ratio, mask).exp() if cfg.ratio == "trajectory" else ratio
-    clips = clip_fractions(clipped, adv, mask, cfg.epsilon_low, cfg.epsilon_high, cfg.delta or None)
+    clips = clip_fractions(clipped, adv, mask, cfg.epsilon_low, cfg.epsilon_high, cfg.delta or None, weight)
     if cfg.surrogate == "cispo": clips |= dict.fromkeys(("clip_binding", "clip_binding_low", "clip_binding_high"), 0.)   # it weighs, and loses no gradient
     return clips | dict(
-        mean_ratio=(torch.where(mask, ratio, 0.).sum()/n).item(), ess=effective_sample_size(ratio, mask),
-        approx_kl=(-log_ratio.sum()/n).item(), max_log_ratio=log_ratio.abs().max().item() if mask.any() else 0.)
+        mean_ratio=(w*ratio).sum().item(), ess=effective_sample_size(ratio, mask, weight),
+        approx_kl=-(w*log_ratio).sum().item(), max_log_ratio=log_ratio.abs().max().item() if mask.any() else 0.)

@@ -36,14 +36,14 @@ from .board import (ACTION_FROM, ACTION_PROMO, ACTION_TO, ACTIONS, PositionError
                               terminal, tokens)
 from .engine import CP_MAX, MATE, EngineConfig, EngineError, EnginePool, engine_name
 from .model import MODELS, ChessTransformer, MoveDist, NoLegalMove, Policy, WEIGHTS, WeightsError, load_model, n_params, pretrained, save_model
-from .reward import win_probability
+from .reward import arrange, win_probability
 from .settings import StopRequest, build, known_keys, one_line, unknown_key
 from .trainer import CheckpointError, InPrecision, checkpoints, flush, make_fabric, read_metrics
 
 # %% auto #0
 __all__ = ['ACTION_SPACE', 'UNKNOWN', 'SCHEMA', 'SOFT_SCHEMA', 'TARGETS', 'MEASURES', 'MAY_CHANGE', 'READERS', 'COMMANDS',
            'USER_ERRORS', 'LabelError', 'Labels', 'join', 'make_labels', 'draw_moves', 'LabelConfig', 'at_least',
-           'arrange', 'SelfPlay', 'make_shard', 'write_shard', 'short', 'shard_header', 'read_shard', 'token_column',
+           'SelfPlay', 'make_shard', 'write_shard', 'short', 'shard_header', 'read_shard', 'token_column',
            'check_labels', 'manifest_of', 'read_manifest', 'write_manifest', 'make_folder', 'bar', 'label',
            'soft_targets', 'best_targets', 'Batch', 'to_batch', 'turn_round', 'cross_entropy', 'measure',
            'measure_labels', 'Stream', 'fingerprint', 'read_tokens', 'held_out', 'TrainConfig', 'UsageError',
@@ -174,21 +174,6 @@ def at_least(cfg, **low)->None:
     "ValueError for a setting below its lowest value."
     for name, least in low.items():
         if not getattr(cfg, name) >= least: raise ValueError(f"{name} = {getattr(cfg, name)} must be at least {least}")
-
-# %% ../nbs/09_pretrain.ipynb #c3c3357f
-_NAMES = [[action_to_move(a, turn).uci() for a in range(len(ACTIONS))] for turn in (False, True)]   # [turn][action] as the engine writes it
-
-def arrange(
-    answer:dict[str, int],   # UCI move -> score
-    legal:list[int],         # legal actions
-    board:chess.Board,
-)->list[int]:                # scores in the order of `legal`
-    "Scores of all legal moves; EngineError if the engine valued other moves than these."
-    names = _NAMES[board.turn]
-    if len(answer) == len(legal):
-        try: return [answer[names[a]] for a in legal]
-        except KeyError: pass
-    raise EngineError(f"the engine's moves are not the legal ones of {position_key(board)!r}: {', '.join(sorted({names[a] for a in legal} ^ answer.keys()))}")
 
 # %% ../nbs/09_pretrain.ipynb #6e11fd1f
 class SelfPlay:

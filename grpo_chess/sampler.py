@@ -21,14 +21,14 @@ __all__ = ['SamplerConfig', 'temperature_at', 'uniforms', 'Positions', 'pad_rows
            'draw', 'draw_noisy', 'teacher_choice', 'replay_logp', 'action_agreement', 'agreement_stats',
            'within_spread', 'policy_diversity', 'expected_ratio_stats']
 
-# %% ../nbs/02_sampler.ipynb #18f9a900
+# %% ../nbs/02_sampler.ipynb #b5597880
 @dataclass
 class SamplerConfig:
     """How groups of games are played.
 
     Args:
         boards: start positions in a step (B)
-        group: games from each start (G)
+        group: games from each start (G); 1 only where the loss takes all legal moves
         plies: half-moves played in each game (T)
         learn: both (every ply of the policy trains) or starter (only the plies of the side to move at the start)
         temperature: sampling temperature; the loss uses the same one
@@ -50,8 +50,7 @@ class SamplerConfig:
     noise_alpha: float = .3
 
     def __post_init__(self):
-        if self.boards < 1 or self.plies < 1: raise ValueError(f"sampler.boards = {self.boards} and sampler.plies = {self.plies} must be at least 1")
-        if self.group < 2: raise ValueError(f"sampler.group = {self.group} must be at least 2: an advantage compares a game with its siblings")
+        if min(self.boards, self.group, self.plies) < 1: raise ValueError(f"sampler.boards = {self.boards}, sampler.group = {self.group} and sampler.plies = {self.plies} must be at least 1")
         if self.learn not in ("both", "starter"): raise ValueError(f"sampler.learn = {self.learn!r} must be both or starter")
         if not .01 <= self.temperature <= 100: raise ValueError(f"sampler.temperature = {self.temperature} must be between 0.01 and 100")
         if self.temperature_end and not .01 <= self.temperature_end <= 100: raise ValueError(f"sampler.temperature_end = {self.temperature_end} must be between 0.01 and 100, or 0 for a constant temperature")

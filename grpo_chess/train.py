@@ -34,7 +34,7 @@ from .positions import PositionsConfig, start_positions
 from .reward import Judge, RewardConfig
 from .sampler import SamplerConfig
 from .settings import StopRequest, build, known_keys, one_line, sections, unknown_key
-from .trainer import (AblateConfig, CheckpointError, GuardConfig, NotFinite, Trainer, TrainerConfig, check_guard, checkpoints, draw_panel, load_checkpoint,
+from .trainer import (AblateConfig, CheckpointError, GuardConfig, NotFinite, Trainer, TrainerConfig, check_group, check_guard, checkpoints, draw_panel, load_checkpoint,
                                 make_fabric, once, read_metrics, save_checkpoint)
 
 # %% auto #0
@@ -112,6 +112,7 @@ class Config:
         if self.kl_does_nothing(): raise ValueError(f"loss.kl_coef = {self.loss.kl_coef} does nothing: with one update a step the policy still is the old one, and the gradient of their KL is 0; "
                                                     "use trainer.minibatches or trainer.epochs above 1, or loss.kl_to = reference")
         check_guard(self.guard, self.loss, once(self.trainer, self.ablate))
+        check_group(self.sampler.group, self.loss, self.guard)
         if self.minutes < 0: raise ValueError(f"minutes = {self.minutes} must not be negative")
         if self.sampler.boards < self.trainer.minibatches: raise ValueError(f"trainer.minibatches = {self.trainer.minibatches} is more than sampler.boards = {self.sampler.boards}")
         if self.trainer.freeze > self.model.layers: raise ValueError(f"trainer.freeze = {self.trainer.freeze} is more than model.layers = {self.model.layers}")

@@ -18,19 +18,21 @@ from pathlib import Path
 import chess
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from .loss import LossConfig, Plies, budget_of, group_advantage, loss_terms, no_spread_share, ply_weights, ratio_stats, returns, term_gradients, weighted_terms
 from .model import ChessTransformer, MoveDist, Policy, freeze, load_model, save_model
-from .reward import Judge, step_rewards
+from .reward import Judge, best_value, move_values, step_rewards
 from .sampler import Rollout, SamplerConfig, action_agreement, agreement_stats, policy_diversity, rollout, temperature_at, within_spread
 
 # %% auto #0
-__all__ = ['METRICS', 'PANEL', 'TrainerConfig', 'AblateConfig', 'lr_factor', 'GuardConfig', 'multiplicative_kl',
-           'proportional_kl', 'Guard', 'check_guard', 'make_fabric', 'InPrecision', 'gather_boards', 'mean_of_all',
-           'sum_gradients', 'Batch', 'judge_rollout', 'forward', 'NotFinite', 'CheckpointError', 'Budget', 'once',
-           'Trainer', 'save_checkpoint', 'flush', 'checkpoints', 'load_checkpoint', 'read_metrics', 'draw_panel']
+__all__ = ['MAX_LEGAL', 'METRICS', 'PANEL', 'TrainerConfig', 'AblateConfig', 'lr_factor', 'GuardConfig', 'multiplicative_kl',
+           'proportional_kl', 'Guard', 'check_guard', 'check_group', 'make_fabric', 'InPrecision', 'gather_boards',
+           'mean_of_all', 'sum_gradients', 'Batch', 'reward_stats', 'judge_rollout', 'judge_moves', 'forward',
+           'NotFinite', 'CheckpointError', 'Budget', 'once', 'Trainer', 'save_checkpoint', 'flush', 'checkpoints',
+           'load_checkpoint', 'read_metrics', 'draw_panel']
 
 # %% ../nbs/07_trainer.ipynb #c21931bb
 @dataclass
@@ -236,6 +238,15 @@ def check_guard(
             raise ValueError("guard.controller_kl = k1 reads 0 at every step: with one update a step the policy still is the old one when it is measured; use exact, or trainer.minibatches or trainer.epochs above 1")
     if guard.stop_kl and one_update: raise ValueError(f"guard.stop_kl = {guard.stop_kl} does nothing: a step has only one update; use trainer.minibatches or trainer.epochs above 1")
 
+def check_group(
+    group:int,          # games from each start
+    loss:LossConfig,
+    guard:GuardConfig,
+)->None:
+    "ValueError if groups of one game are to be compared with themselves."
+    if group == 1 and loss.moves != "all": raise ValueError("sampler.group = 1 leaves a move without siblings to be compared with: take 2 or more, or loss.moves = all, whose group is every legal move")
+    if group == 1 and guard.agreement_ceiling: raise ValueError(f"guard.agreement_ceiling = {guard.agreement_ceiling} needs groups that can agree: take sampler.group = 2 or more")
+
 # %% ../nbs/07_trainer.ipynb #00c4b2eb
 def make_fabric(
     precision:str="auto",
@@ -279,14 +290,22 @@ def sum_gradients(fabric:Fabric, params:list[Tensor])->None:
     flat = fabric.all_reduce(torch.cat([p.grad.flatten() for p in params]), reduce_op="sum")
     for p, g in zip(params, flat.split([p.numel() for p in params])): p.grad.copy_(g.view_as(p))
 
-# %% ../nbs/07_trainer.ipynb #169af30b
+# %% ../nbs/07_trainer.ipynb #cf194a01
 @dataclass
 class Batch:
-    "A judged rollout of this process's boards, and the whole batch's arrays for statistics."
+    "A judged rollout of this process's boards: an entry for every ply, or, where the group is every legal move, for every move of every ply."
     rollout: Rollout
-    adv: Tensor                     # [B/W, G, T] on the device
-    logp_old: Tensor                # [B/W, G, T] on the device
+    mask: Tensor                    # [B/W, G, T] or [B/W, G, T, L] what trains
+    share: Tensor                   # the same shape: how much an entry counts in its ply; all moves of a ply add up to 1
+    adv: Tensor                     # the same shape, on the device
+    logp_old: Tensor                # the same shape, on the device
     stats: dict[str, float]         # of the whole batch
+
+def reward_stats(reward:Tensor, train:Tensor)->dict[str, float]:   # both [B, G, T]
+    "What the rewards of the moves that were played look like."
+    games, r = (reward*(-1.)**torch.arange(reward.shape[-1])).sum(-1), reward[train]
+    return {"train/avg_reward": r.mean().item(), "train/reward_std": games.std().item(), "train/reward_best": games.max().item(),
+            "train/reward_p90": games.flatten().quantile(.9).item(), "reward_spread": within_spread(games).mean().item()}
 
 def judge_rollout(
     fabric:Fabric,
@@ -300,14 +319,37 @@ def judge_rollout(
     train, weight = gather_boards(fabric, ro.train).cpu(), gather_boards(fabric, ro.weight).cpu()
     credit = returns(reward, cfg.returns, cfg.discount)
     adv = group_advantage(credit, train, cfg.baseline, cfg.scale)*weight
-    sign = (-1.)**torch.arange(reward.shape[-1])
-    games, r = (reward*sign).sum(-1), reward[train]
-    stats = {"train/avg_reward": r.mean().item(), "train/reward_std": games.std().item(), "train/reward_best": games.max().item(),
-             "train/reward_p90": games.flatten().quantile(.9).item(), "reward_spread": within_spread(games).mean().item(),
-             "no_spread": no_spread_share(credit, train), "advantage_mean": adv[train].mean().item(), "advantage_std": adv[train].std().item(),
-             "plies": int(train.sum())}
+    stats = reward_stats(reward, train) | {"no_spread": no_spread_share(credit, train), "advantage_mean": adv[train].mean().item(), "advantage_std": adv[train].std().item(), "plies": int(train.sum()), "expected_regret": math.nan}
     mine = slice(first, first + len(ro.node))
-    return Batch(ro, adv[mine].to(fabric.device), ro.action_logp().to(fabric.device), stats)
+    return Batch(ro, ro.train, torch.ones(ro.train.shape), adv[mine].to(fabric.device), ro.action_logp().to(fabric.device), stats)
+
+# %% ../nbs/07_trainer.ipynb #290cb50d
+MAX_LEGAL = 218          # no position has more legal moves
+
+def judge_moves(
+    fabric:Fabric,
+    ro:Rollout,
+    judge:Judge,
+    cfg:LossConfig,
+    eps:float=1e-4,                 # added to a scale before dividing
+)->Batch:
+    "Advantages of every legal move wherever the policy moved."
+    value, old, node = move_values(ro, judge), MoveDist(ro.logp), ro.node[..., :-1].clamp_min(0)
+    pi, best = old.probs, best_value(value, ro.legal)
+    adv = value - (pi*value).sum(-1, keepdim=True)
+    square = (pi*adv**2).sum(-1)                                              # [M] variance of a move's value
+    mean = lambda x: mean_of_all(fabric, x[node][ro.train])                   # a position counts as often as it was met
+    spread = mean(square)
+    if cfg.scale == "std": adv = adv/(square.sqrt()[:, None] + eps)
+    if cfg.scale == "rms": adv = adv/(spread**.5 + eps)
+    reward = torch.where(ro.train, (value - best)[node, ro.slot], 0.)
+    train, pad = gather_boards(fabric, ro.train).cpu(), (0, MAX_LEGAL - ro.legal.shape[1])
+    low = value.masked_fill(ro.legal < 0, torch.inf).amin(-1)
+    stats = reward_stats(gather_boards(fabric, reward).cpu(), train) | {"no_spread": mean((best[:, 0] - low <= 1e-9).float()), "advantage_mean": 0., "advantage_std": mean((pi*adv**2).sum(-1))**.5,
+             "plies": int(train.sum()), "expected_regret": mean(best[:, 0] - (pi*value).sum(-1))}
+    wide = lambda x: F.pad(x, pad)[node]                                      # [B/W, G, T, L], as wide in every process
+    mask = ro.train[..., None] & wide(old.legal)
+    return Batch(ro, mask, torch.where(mask, wide(pi), 0.), torch.where(mask, wide(adv), 0.).to(fabric.device), torch.where(mask, wide(old.finite), 0.).to(fabric.device), stats)
 
 # %% ../nbs/07_trainer.ipynb #b38a9bdb
 def forward(
@@ -316,9 +358,9 @@ def forward(
     batch:Batch,
     boards:Tensor,          # [n] local board numbers
     weight:Tensor,          # [n·G, T] loss weights
-)->Plies|None:              # [n·G, T]; None where no ply trains
+)->Plies|None:              # [n·G, T], or [n·G, T, L] for all moves; None where no ply trains
     "Everything the loss needs of these boards."
-    ro, device = batch.rollout, policy.device
+    ro, device, every = batch.rollout, policy.device, batch.mask.dim() == 4
     mask = ro.train[boards].flatten(0, 1)
     if not mask.any(): return None
     node = ro.node[boards, :, :-1].flatten(0, 1)
@@ -328,12 +370,14 @@ def forward(
     tokens, slot = ro.tokens[rows].to(device), ro.slot[boards].flatten(0, 1).to(device)
     dist, old = policy.dist(tokens, legal), MoveDist(ro.logp[rows, :legal.shape[1]].to(device))
     slot = slot.masked_fill(~mask.to(device), 0)
-    pick = lambda d: d.logp[index, slot]                                                   # [n·G, T]
-    plies = Plies(mask.to(device), weight.to(device), batch.adv[boards].flatten(0, 1), batch.logp_old[boards].flatten(0, 1),
-                  pick(dist), dist.entropy()[index], old.kl(dist)[index])
+    pick = (lambda d: d.finite[index]) if every else (lambda d: d.logp[index, slot])           # [n·G, T] or [n·G, T, L]
+    whole = (lambda x: x[index][..., None]) if every else (lambda x: x[index])                 # of a position: the same for all its moves
+    mine = lambda x: x[boards].flatten(0, 1)[..., :legal.shape[1]] if every else x[boards].flatten(0, 1)
+    plies = Plies(mine(batch.mask).to(device), (weight[..., None]*mine(batch.share) if every else weight).to(device), mine(batch.adv), mine(batch.logp_old),
+                  pick(dist), whole(dist.entropy()), whole(old.kl(dist)))
     if reference is not None:
         with torch.no_grad(): ref = reference.dist(tokens, legal)
-        plies.logp_ref, plies.kl_ref = pick(ref), dist.kl(ref)[index]
+        plies.logp_ref, plies.kl_ref = pick(ref), whole(dist.kl(ref))
     return plies
 
 # %% ../nbs/07_trainer.ipynb #0646a2d2
@@ -394,6 +438,7 @@ class Trainer:
         self.optimizer = fabric.setup_optimizers(torch.optim.AdamW(groups, lr=self.tcfg.lr, weight_decay=self.tcfg.weight_decay))
         self.gcfg = guard or GuardConfig()
         check_guard(self.gcfg, self.lcfg, once(self.tcfg, self.ablate))
+        check_group(self.scfg.group, self.lcfg, self.gcfg)
         self.guard, self.good, self.aborted = Guard(self.gcfg, self.lcfg), None, ""
         self.done, self.skipped = 0, 0
 
@@ -412,8 +457,9 @@ class Trainer:
         "Play this process's share of the games and judge them."
         starts = self.starts(self.done, self.first, self.local)
         player = self.policy(self.player)
-        ro = rollout(player, starts, self.scfg, self.seed, self.done, self.first, self.judge.submit, self.teacher)
-        return judge_rollout(self.fabric, ro, self.judge, self.lcfg, self.first)
+        every = self.lcfg.moves == "all"                              # then the judge is asked for moves, once the positions are there
+        ro = rollout(player, starts, self.scfg, self.seed, self.done, self.first, None if every else self.judge.submit, self.teacher)
+        return judge_moves(self.fabric, ro, self.judge, self.lcfg) if every else judge_rollout(self.fabric, ro, self.judge, self.lcfg, self.first)
 
     def minibatch(self, batch:Batch, boards:list[int], budget:Budget|None=None)->tuple[dict[str, float], Tensor]:
         "Gradients of the loss on these (global) boards, in micro-batches; returns its terms and the new log-probabilities."
@@ -433,7 +479,8 @@ class Trainer:
             self.fabric.backward(terms["total"])
             terms["kl_exact"] = torch.where(plies.mask, plies.kl_old.detach()*plies.weight, 0.).sum()
             for k in sums: sums[k] += terms[k].item()
-            new[part] = torch.where(plies.mask, plies.logp_new.detach(), 0.).view(len(part), *new.shape[1:])
+            got = torch.where(plies.mask, plies.logp_new.detach(), 0.).unflatten(0, (len(part), -1))
+            new[part] = F.pad(got, (0, new.shape[-1] - got.shape[-1]))
         return {k: self.fabric.all_reduce(torch.tensor(v, dtype=torch.float64), reduce_op="sum").item() for k, v in sums.items()}, new
 
     def update(self, batch:Batch)->dict[str, float]:
@@ -441,7 +488,7 @@ class Trainer:
         rows, loss, stopped = [], self.loss, False
         for group in self.optimizer.param_groups: group["lr"] = group["base"]*lr_factor(self.tcfg, self.done)*self.guard.lr_scale
         full = lambda x: gather_boards(self.fabric, x.to(self.fabric.device)).cpu()
-        old, adv, train = full(batch.logp_old), full(batch.adv), full(batch.rollout.train)
+        old, adv, mask, share = (full(x) for x in (batch.logp_old, batch.adv, batch.mask, batch.share))
         for epoch in range(self.tcfg.epochs):
             order = np.random.default_rng([self.seed, self.done, epoch, 3]).permutation(self.scfg.boards)    # 0–2 are the sampler's
             for i, boards in enumerate(np.array_split(order, self.tcfg.minibatches)):
@@ -453,7 +500,7 @@ class Trainer:
                 norm = float(self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.tcfg.grad_clip or math.inf, error_if_nonfinite=False))
                 self.check_finite(terms["total"], norm)
                 here = torch.as_tensor(boards)
-                stats = ratio_stats(full(new)[here], old[here], adv[here], train[here], self.lcfg)
+                stats = ratio_stats(full(new)[here], old[here], adv[here], mask[here], self.lcfg, share[here])
                 rows.append({"loss": terms["total"], "ppo_loss": terms["policy"], "kl_term": loss.kl_coef*terms["kl"], "entropy_term": -loss.entropy_coef*terms["entropy"],
                              "kl_exact": terms["kl_exact"], "grad_norm": norm, **stats})
                 if stopped := self.too_far(rows[-1]): break
@@ -487,6 +534,7 @@ class Trainer:
         ro, old = batch.rollout, MoveDist(batch.rollout.logp)
         entropy = mean_of_all(self.fabric, old.entropy()[ro.node[..., :-1][ro.train]])
         agreement = agreement_stats(ro) | dict(agreement_mean=mean_of_all(self.fabric, action_agreement(ro))) | policy_diversity(ro)
+        if self.scfg.group == 1: agreement = dict.fromkeys(agreement, math.nan)                       # nobody to agree with
         end = time.perf_counter()
         row = {"step": self.done, **batch.stats, **moved, "entropy": entropy, "effective_moves": math.exp(entropy), **agreement, "kl_step": self.moved_kl(batch),
                "temperature": ro.temperature, "lr": self.optimizer.param_groups[0]["lr"], "positions": len(ro.fens), "judged": self.judge.asked,
@@ -595,7 +643,8 @@ METRICS = {   # column: (meaning, the record's name)
     "train/reward_best": ("largest total reward of a game", "train/reward_best"),
     "train/reward_p90": ("90th percentile of the games' total reward", "train/reward_p90"),
     "reward_spread": ("standard deviation of the total reward within a board's group, mean over boards", "reward_std_within"),
-    "no_spread": ("share of groups (board, ply) whose rewards are all equal", ""),
+    "no_spread": ("share of groups (board, ply) whose rewards are all equal; with loss.moves = all, of positions whose moves are", ""),
+    "expected_regret": ("win probability that a move of the policy gives away against the best one, exact over all moves; only with loss.moves = all", ""),
     "advantage_mean": ("mean advantage", "train/advantage_mean"),
     "advantage_std": ("standard deviation of the advantages", "train/advantage_std"),
     "loss": ("total loss, mean over updates", "train_total_loss"),
@@ -634,7 +683,7 @@ METRICS = {   # column: (meaning, the record's name)
     "collapsed": ("steps in a row below guard.entropy_floor or above guard.agreement_ceiling", "entropy_floor/consecutive_low_steps"),
     "updates": ("updates made; fewer than epochs × minibatches where guard.stop_kl ended them", ""),
     "guard": ("what a guard did, in words; empty if nothing", ""),
-    "plies": ("plies that train", ""),
+    "plies": ("plies that train; with loss.moves = all, each with all its moves", ""),
     "positions": ("distinct positions of this process's games", ""),
     "judged": ("positions that the judge was asked, so far, by this process", ""),
     "seconds": ("time of the step", ""),

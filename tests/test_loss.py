@@ -367,6 +367,23 @@ def test_ratio_stats():
             want["clip_binding"] = want["clip_binding_low"] + want["clip_binding_high"]
             assert got == pytest.approx(want, abs=1e-6)
 
+def test_weights_count_as_repetitions():
+    "A weight of 3 is three equal entries; 0 is none, and outside of the mask anything may stand."
+    for seed in range(5):
+        _, x = Case(seed).plies("ply", NAN)
+        times = torch.randint(0, 4, x.mask.shape, generator=torch.Generator().manual_seed(seed))
+        times[x.mask.nonzero()[0].tolist()[0], x.mask.nonzero()[0].tolist()[1]] = 2            # something counts
+        flat = lambda v: v.detach()[x.mask].repeat_interleave(times[x.mask])
+        for cfg in (LossConfig(epsilon_low=.1, epsilon_high=.3), LossConfig(delta=1.5), LossConfig(surrogate="cispo")):
+            want = ratio_stats(flat(x.logp_new), flat(x.logp_old), flat(x.adv), torch.ones(int(times[x.mask].sum())).bool(), cfg)
+            got = ratio_stats(x.logp_new.detach(), x.logp_old, x.adv, x.mask, cfg, torch.where(x.mask, times*.7, NAN))
+            want.pop("max_log_ratio"); got.pop("max_log_ratio")                                # the largest is the largest, whatever it weighs
+            assert got == pytest.approx(want, abs=1e-6)
+
+@pytest.mark.parametrize("kw", [dict(returns="to_go"), dict(baseline="loo"), dict(ratio="trajectory"), dict(aggregate="constant")])
+def test_all_moves_refuse_what_needs_played_ones(kw):
+    with pytest.raises(ValueError, match=f"loss.{next(iter(kw))} .*moves = all"): LossConfig(moves="all", **kw)
+
 def test_effective_sample_size():
     every = torch.ones(4, dtype=torch.bool)
     assert effective_sample_size(torch.full((4,), 3.), every) == pytest.approx(1)

@@ -24,7 +24,7 @@ from grpo_chess.model import MODELS, ChessTransformer, MoveDist, Policy, Weights
 from grpo_chess.pretrain import (UNKNOWN, Batch, ConvertConfig, EvaluateConfig, LabelConfig, LabelError, Pretrainer, Stream, TrainConfig, UsageError, best_targets,
                                  convert, cross_entropy, evaluate, held_out, join, label, make_labels, make_shard, measure, measure_labels, read_manifest, read_shard,
                                  resume_run, soft_targets, to_batch, train, turn_round, write_shard)
-from grpo_chess.reward import win_probability
+from grpo_chess.reward import MOVE_NAMES, arrange, win_probability
 from grpo_chess.settings import known_keys
 from grpo_chess.trainer import CheckpointError, read_metrics
 
@@ -82,7 +82,7 @@ def test_every_legal_move_has_the_value_that_the_engine_gives_it(pool):
         answer = pool.evaluate_moves([position_key(b)], depth=1)[0]
         at = slice(shard.offset[i], shard.offset[i + 1])
         assert shard.actions[at].tolist() == legal_actions(b)
-        assert shard.scores[at].tolist() == [answer[pretrain._NAMES[b.turn][a]] for a in shard.actions[at]]
+        assert shard.scores[at].tolist() == [answer[MOVE_NAMES[b.turn][a]] for a in shard.actions[at]]
 
 def test_a_shard_depends_on_seed_and_number_alone(pool):
     cfg = LabelConfig(rows=150, games=32, seed=1)
@@ -115,9 +115,9 @@ def test_two_machines_share_the_work(tmp_path):
 
 def test_a_missing_or_strange_answer_stops_the_labelling():
     board = chess.Board(); legal = legal_actions(board); answer = {m.uci(): 0 for m in board.legal_moves}
-    assert pretrain.arrange(answer, legal, board) == [0]*20
+    assert arrange(answer, legal, board) == [0]*20
     for wrong in ({k: v for k, v in answer.items() if k != "e2e4"}, {("e2e5" if k == "e2e4" else k): v for k, v in answer.items()}):
-        with pytest.raises(EngineError, match="e2e4"): pretrain.arrange(wrong, legal, board)
+        with pytest.raises(EngineError, match="e2e4"): arrange(wrong, legal, board)
 
 def test_moves_are_drawn_from_the_mixture():
     rng, scores = np.random.default_rng(0), np.array([[300, 250, -100, 20, 7777]])
@@ -432,7 +432,7 @@ def test_soft_labels(tmp_path):
     a, = converted(tmp_path, files=str(tmp_path/"*.parquet"))
     assert (a.tokens == tokens([*boards, castles])).all() and (a.scores == UNKNOWN).all()
     for i, (b, ms, ps) in enumerate(zip(boards, moves, probs)):
-        real = {ACTIONS[pretrain._NAMES[b.turn].index(u)]: p for u, p in zip(ms, ps)}
+        real = {ACTIONS[MOVE_NAMES[b.turn].index(u)]: p for u, p in zip(ms, ps)}
         assert {m: round(p, 5) for m, p in moves_of(a, i).items() if p} == {m: round(p, 5) for m, p in real.items()}
     assert {m: round(p, 5) for m, p in moves_of(a, len(boards)).items() if p} == {"e1g1": .8, "e1c1": .2}            # castling in both spellings
     names = sorted(ACTIONS)

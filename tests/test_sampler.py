@@ -496,7 +496,7 @@ def test_schedule():
     assert {temperature_at(SamplerConfig(temperature=1.3), x) for x in (0., .3, 1.)} == {1.3}
     assert temperature_at(SamplerConfig(temperature=.5, temperature_end=2.), 1.) == 2
 
-@pytest.mark.parametrize("kw", [dict(boards=0), dict(group=1), dict(plies=0), dict(learn="white"), dict(temperature=0.), dict(temperature=-1.), dict(temperature_end=-1.),
+@pytest.mark.parametrize("kw", [dict(boards=0), dict(group=0), dict(plies=0), dict(learn="white"), dict(temperature=0.), dict(temperature=-1.), dict(temperature_end=-1.),
                                 dict(teacher_forcing=1.1), dict(teacher_forcing=-.1), dict(noise=1.), dict(noise=-.1), dict(noise_alpha=0.), dict(teacher_depth=0),
                                 dict(temperature=math.nan), dict(temperature_end=math.nan), dict(noise=math.nan), dict(noise_alpha=math.nan)], ids=str)
 def test_config_refuses(kw):

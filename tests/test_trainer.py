@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from grpo_chess.board import action_to_move
 from grpo_chess.loss import LossConfig, group_advantage
 from grpo_chess.model import MODELS, ChessTransformer, ModelConfig, MoveDist, WeightsError
 from grpo_chess.positions import PositionsConfig, start_positions
-from grpo_chess.reward import Judge, RewardConfig, step_rewards
+from grpo_chess.reward import Judge, RewardConfig, material, step_rewards
 from grpo_chess.sampler import SamplerConfig, action_agreement
 from grpo_chess.trainer import (METRICS, AblateConfig, CheckpointError, GuardConfig, NotFinite, Trainer, TrainerConfig, check_guard, checkpoints, draw_panel, load_checkpoint, lr_factor, make_fabric,
                                 multiplicative_kl, proportional_kl, read_metrics, save_checkpoint)
@@ -67,6 +68,61 @@ def test_known_bugs_show_in_the_ratio(fabric, ablate, model):
     t = make(fabric, sharpen=30., model=model, ablate=ablate, sampler=SamplerConfig(boards=6, group=4, plies=3, temperature=1.3))
     assert t.step()["ratio_error"] > .05
 
+ALL = LossConfig(moves="all")
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_ratio_is_one_for_every_legal_move(fabric, group):
+    t = make(fabric, sharpen=30., loss=ALL, sampler=SamplerConfig(boards=6, group=group, plies=3, temperature=1.3), minibatches=2, micro_batch=5)
+    for _ in range(3):
+        row = t.step()
+        assert row["ratio_error"] < 1e-5 and abs(row["mean_ratio"] - 1) < .02 and row["plies"] == 18*group and row["advantage_std"] == pytest.approx(1, abs=.01)
+    assert math.isnan(row["agreement_mean"]) == (group == 1)
+
+def test_a_group_of_one_needs_all_moves(fabric):
+    with pytest.raises(ValueError, match="siblings"): make(fabric, sampler=SamplerConfig(boards=6, group=1, plies=3))
+    with pytest.raises(ValueError, match="agree"): make(fabric, loss=ALL, sampler=SamplerConfig(boards=6, group=1, plies=3), guard=GuardConfig(agreement_ceiling=.9, floor_action="abort"))
+
+def values_by_hand(t, ro):
+    "Row -> value of each legal move, by pushing it, for the positions in which a ply trains."
+    out = {}
+    for r in ro.node[..., :-1][ro.train].unique().tolist():
+        board = chess.Board(ro.fens[r])
+        out[r] = []
+        for a in ro.legal[r][ro.legal[r] >= 0].tolist():
+            board.push(action_to_move(a, board.turn))
+            out[r].append(1. if board.is_checkmate() else .5 if board.is_stalemate() or board.is_insufficient_material() or board.halfmove_clock >= 100 else 1 - float(t.judge.scale.value(material([board.fen()]))[0]))
+            board.pop()
+    return out
+
+@pytest.mark.parametrize("scale", ["none", "std", "rms"])
+def test_all_moves_give_the_policy_gradient(fabric, scale):
+    "Against the formula, position by position, with values found by hand; games that meet a position twice count it twice."
+    t = make(fabric, sharpen=30., loss=LossConfig(moves="all", scale=scale), sampler=SamplerConfig(boards=5, group=3, plies=4, temperature=1.3), micro_batch=7)
+    batch = t.play(); t.minibatch(batch, list(range(5)))
+    ro, value, loss, spread, met = batch.rollout, None, 0., [], []
+    value = values_by_hand(t, ro)
+    for b, g, k in ro.train.nonzero().tolist():
+        r = int(ro.node[b, g, k])
+        q = torch.tensor(value[r])
+        pi = t.policy(t.model).dist(ro.tokens[r:r+1], ro.legal[r:r+1, :len(q)]).probs[0]
+        adv = q - (pi.detach() @ q); var = pi.detach() @ adv**2
+        spread.append(var); met.append((pi @ (adv/(var.sqrt() + 1e-4) if scale == "std" else adv)))
+    loss = -torch.stack(met).mean()/((torch.stack(spread).mean().sqrt() + 1e-4) if scale == "rms" else 1.)
+    want = torch.cat([g.flatten() for g in torch.autograd.grad(loss, t.params)])
+    got = torch.cat([p.grad.flatten() for p in t.params])
+    assert want.norm() > 1e-3 and (got - want).norm() < 1e-4*want.norm()
+    assert batch.stats["expected_regret"] == pytest.approx(np.mean([max(value[r]) - float(ro.logp[r][:len(value[r])].exp() @ torch.tensor(value[r])) for r in ro.node[..., :-1][ro.train].tolist()]), abs=1e-5)
+
+def test_sampled_moves_converge_to_all_moves(fabric):
+    "One start, one ply, a very large group: the sampled gradient is the exact one, up to noise."
+    start = lambda step, first, n: [chess.Board("4k3/8/8/3q4/4P3/8/8/4K3 w - - 0 1")]*n
+    def gradient(group, moves):
+        t = make(fabric, loss=LossConfig(moves=moves, scale="none"), starts=start, sampler=SamplerConfig(boards=1, group=group, plies=1))
+        t.minibatch(t.play(), [0])
+        return torch.cat([p.grad.flatten() for p in t.params])
+    exact = gradient(1, "all")
+    assert (gradient(4000, "sampled") - exact).norm() < .1*exact.norm() and (gradient(8, "sampled") - exact).norm() > .1*exact.norm()
+
 def test_a_stale_player_is_refreshed_on_schedule(fabric):
     t = make(fabric, sync_every=3, sharpen=30.)
     errors = [t.step()["ratio_error"] for _ in range(7)]
@@ -96,7 +152,8 @@ def test_first_update_is_the_policy_gradient(fabric):
     assert torch.allclose(ours, by_hand, atol=1e-7, rtol=1e-3) and ours.abs().max() > 1e-4
 
 @pytest.mark.parametrize("loss", [LossConfig(), LossConfig(ratio="trajectory", aggregate="trajectory"), LossConfig(aggregate="constant", kl_coef=.1, entropy_coef=.1),
-                                  LossConfig(kl_to="reference", kl_coef=1., kl="k3"), LossConfig(kl_to="reference", kl_coef=1.)])
+                                  LossConfig(kl_to="reference", kl_coef=1., kl="k3"), LossConfig(kl_to="reference", kl_coef=1.),
+                                  LossConfig(moves="all", kl_to="reference", kl_coef=1., entropy_coef=.1)])
 def test_micro_batches_change_nothing(fabric, loss):
     grads = []
     for size in (1, 10_000):
@@ -157,7 +214,7 @@ def test_same_seed_same_run_other_seed_other_run(fabric):
     rows = [[untimed(t.step()) for _ in range(3)] for t in (a, b, c)]
     assert rows[0] == rows[1] != rows[2] and torch.equal(weights(a), weights(b))
 
-@pytest.mark.parametrize("kw", [dict(), dict(sync_every=2, epochs=2, minibatches=3), dict(freeze=1, head_lr=1e-4)])
+@pytest.mark.parametrize("kw", [dict(), dict(sync_every=2, epochs=2, minibatches=3), dict(freeze=1, head_lr=1e-4), dict(loss=LossConfig(moves="all"), epochs=2)])
 def test_a_resumed_run_equals_one_that_never_stopped(fabric, tmp_path, kw):
     whole = make(fabric, **kw); rows = [untimed(whole.step()) for _ in range(6)]
     first = make(fabric, **kw); [first.step() for _ in range(3)]; save_checkpoint(first, tmp_path)
@@ -177,7 +234,8 @@ ARGS = ["--reward.judge", "material", "--positions.window_cp", "0", "--match.gam
 GUARDED = ["--trainer.lr", "0.01", "--trainer.steps", "4", "--loss.entropy_coef", "0.1", "--loss.kl_coef", "0.01", "--guard.entropy_floor", "5", "--guard.floor_patience", "2", "--guard.kl_controller", "proportional",
            "--guard.kl_horizon", "50", "--guard.target_kl", "0.001", "--guard.stop_kl", "0.002"]
 
-@pytest.mark.parametrize("extra", [[], ["--loss.ratio", "trajectory", "--loss.aggregate", "trajectory", "--loss.scale", "std"], GUARDED], ids=["default", "gspo", "guarded"])
+@pytest.mark.parametrize("extra", [[], ["--loss.ratio", "trajectory", "--loss.aggregate", "trajectory", "--loss.scale", "std"], GUARDED,
+                                   ["--loss.moves", "all", "--trainer.epochs", "2", "--loss.entropy_coef", "0.05"]], ids=["default", "gspo", "guarded", "all moves"])
 def test_two_processes_equal_one(tmp_path, extra):
     "torchrun with two processes of three boards does what one process with six does, within rounding."
     env = os.environ | dict(PYTHONPATH=str(TOP), OMP_NUM_THREADS="1")
@@ -190,7 +248,7 @@ def test_two_processes_equal_one(tmp_path, extra):
     assert moved > 2e-4 and max((one[k] - two[k]).abs().max().item() for k in one) < .02*moved
     rows = [read_metrics(tmp_path/f"n{n}/metrics.jsonl") for n in (1, 2)]
     for a, b in zip(*rows):
-        for key in ("train/avg_reward", "entropy", "loss", "grad_norm", "plies", "advantage_std", "agreement_mean", "entropy_coef", "kl_coef", "kl_exact", "collapsed", "updates", "grad_policy", "grad_entropy"):
+        for key in ("train/avg_reward", "entropy", "loss", "grad_norm", "plies", "advantage_std", "agreement_mean", "clip_region", "mean_ratio", "expected_regret", "entropy_coef", "kl_coef", "kl_exact", "collapsed", "updates", "grad_policy", "grad_entropy"):
             if a[key] is None: assert b[key] is None, key                  # not measured in this step
             else: assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-6), key
         assert a["guard"] == b["guard"]
