@@ -7,9 +7,10 @@ __all__ = ['MATE', 'CP_MAX', 'PLACES', 'HOW', 'STARTUP', 'DEPTH', 'CHUNK', 'BUDG
            'is_mate', 'score_text', 'last_score', 'move_scores', 'find_engine', 'engine_name', 'EngineConfig',
            'EnginePool']
 
-# %% ../nbs/04_engine.ipynb #0e8e78ee
+# %% ../nbs/04_engine.ipynb #280ea41f
 import functools, os, re, select, shutil, subprocess, sys, threading, time, weakref
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -348,6 +349,7 @@ class _Desk:
         "How many positions the next chunk takes."
         left, pace = len(job.fens) - job.next, self.pace.get(job.kind)
         if pace is None: return min(left, 4)
+        if len(self.jobs) > 1: return max(1, min(left, CHUNK, int(BUDGET/pace)))       # other work follows: nobody will wait for this job's last chunk
         fair = left if self.processes == 1 else max(-(-left//(2*self.processes)), min(8, int(LEAST/pace)))
         return max(1, min(left, CHUNK, fair, int(BUDGET/pace)))
 
@@ -481,12 +483,26 @@ class EnginePool:
         job = _Job(list(fens), f"nodes {nodes}" if nodes else f"depth {depth}", read, pack, options, self)
         try: job.fens = job.fens if trusted else [_checked(f) for f in job.fens]
         except PositionError as e: job.future.set_exception(e)
-        else: self._desk.put(job) if job.fens else job.future.set_result(pack([]))
+        return self._queue(job)
+
+    def _queue(self, job)->Future:
+        "Hand a job to the workers, unless it is answered already."
+        if not job.fens and not job.future.done(): job.future.set_result(job.pack([]))
+        if not job.future.done(): self._desk.put(job)
         job.future.job = weakref.ref(job)
         return job.future
 
-    def _wait(self, future):
-        "Its result; an interrupt (Ctrl-C, or a notebook's stop button) drops the rest of the job."
+    def submit_go(self,
+        texts,                      # [N] what stands behind `position fen`: a FEN, perhaps with `moves ...`
+        go:str,                     # what stands behind `go`: depth 3, nodes 1000, movetime 50
+        read:Callable,              # (said, best, text, go) -> answer; ValueError or IndexError where the engine talks rubbish
+        **options,                  # UCI options that differ from the engine's defaults
+    )->Future:                      # of list: N answers
+        "Ask anything that UCI can ask. Nothing is checked: for games that were played by legal moves."
+        return self._queue(_Job(list(texts), go, read, list, options, self))
+
+    def wait(self, future:Future):
+        "The result of a question to this pool; an interrupt (Ctrl-C, or a notebook's stop button) drops the rest of the job."
         try: return future.result()
         except KeyboardInterrupt:
             if job := future.job(): self._desk.fail(job, EngineError("interrupted"))
@@ -516,13 +532,13 @@ class EnginePool:
 
     def evaluate(self, fens, depth:int|None=None, nodes:int|None=None, trusted:bool=False)->np.ndarray:
         "`submit`, and wait."
-        return self._wait(self.submit(fens, depth, nodes, trusted))
+        return self.wait(self.submit(fens, depth, nodes, trusted))
     def evaluate_moves(self, fens, depth:int|None=None, nodes:int|None=None, trusted:bool=False)->list[dict[str, int]]:
         "`submit_moves`, and wait."
-        return self._wait(self.submit_moves(fens, depth, nodes, trusted))
+        return self.wait(self.submit_moves(fens, depth, nodes, trusted))
     def best_moves(self, fens, depth:int|None=None, nodes:int|None=None, skill:int|None=None, trusted:bool=False)->list[str]:
         "`submit_best`, and wait."
-        return self._wait(self.submit_best(fens, depth, nodes, skill, trusted))
+        return self.wait(self.submit_best(fens, depth, nodes, skill, trusted))
 
 def _pack_scores(answers): return np.array(answers, dtype=np.int32)
 def _checked(fen):
