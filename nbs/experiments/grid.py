@@ -26,8 +26,8 @@ from grpo_chess.reward import Judge, RewardConfig, win_probability
 from grpo_chess.sampler import SamplerConfig
 from grpo_chess.trainer import AblateConfig, Trainer, TrainerConfig, make_fabric
 
-START = Path(__file__).resolve().parent/"start.safetensors"     # the first weights that the package shipped
-DATA = START.parent.parent/"data"
+START = Path(__file__).resolve().parent.parent/"data/start.safetensors"     # the first weights that the package shipped
+DATA = START.parent
 
 class Stored(Judge):
     "A judge that knows the stored positions and what follows from every legal move there, and nothing else."
