@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import chess
@@ -31,7 +31,7 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from .arena import ArenaError, MatchResult, engine_player, play_match, policy_player, random_openings, random_player
+from .arena import RATINGS, ArenaError, Ladder, MatchResult, engine_player, play_ladder, play_match, policy_player, random_openings, random_player
 from .board import (ACTION_FROM, ACTION_PROMO, ACTION_TO, ACTIONS, PositionError, action_to_move, legal_actions, parse_fen, position_key,
                               terminal, tokens)
 from .engine import CP_MAX, MATE, EngineConfig, EngineError, EnginePool, engine_name
@@ -50,8 +50,8 @@ __all__ = ['ACTION_SPACE', 'UNKNOWN', 'SCHEMA', 'SOFT_SCHEMA', 'TARGETS', 'MEASU
            'TrainError', 'cpu_has_bf16', 'lr_share', 'MuonAdamW', 'make_optimizer', 'Pretrainer', 'save_run',
            'read_checkpoint', 'resume_run', 'check', 'train', 'finish', 'Found', 'ConvertConfig', 'parquet_rows',
            'played_moves', 'read_pgn', 'read_games', 'find_move', 'white_score', 'read_evals', 'board_of', 'read_soft',
-           'form_of', 'as_labels', 'convert', 'EvaluateConfig', 'find_weights', 'matches', 'evaluate', 'recipe',
-           'model_card', 'parse', 'main']
+           'form_of', 'as_labels', 'convert', 'EvaluateConfig', 'find_weights', 'Games', 'for_report', 'evaluate',
+           'recipe', 'model_card', 'parse', 'main']
 
 # %% ../nbs/09_pretrain.ipynb #00d587e3
 class LabelError(ValueError):
@@ -1055,6 +1055,7 @@ class EvaluateConfig:
         tau: of the soft targets
         games: games of each match, an even number; 0 plays none
         depth: of Stockfish as an opponent
+        levels: Stockfish's weak levels, 0 and up, that rate the most likely move; 0 for no rating
         max_plies: longest game, without its six random opening plies
         judge_depth: depth at which Stockfish ends games that are won, and judges those that are too long; 0 leaves it to the rules
         seed: of openings and of sampled moves
@@ -1069,6 +1070,7 @@ class EvaluateConfig:
     tau: float = .03
     games: int = 200
     depth: int = 1
+    levels: int = 3
     max_plies: int = 160
     judge_depth: int = 4
     seed: int = 0
@@ -1077,7 +1079,8 @@ class EvaluateConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
-        at_least(self, held=1, positions=1, games=0, depth=1, max_plies=1, judge_depth=0, seed=0)
+        at_least(self, held=1, positions=1, games=0, depth=1, levels=0, max_plies=1, judge_depth=0, seed=0)
+        if self.levels > len(RATINGS): raise ValueError(f"levels = {self.levels}: there are ratings for {len(RATINGS)} levels")
         if self.games % 2: raise ValueError(f"games = {self.games} must be even: every opening is played twice")
         if not self.tau > 0: raise ValueError(f"tau = {self.tau} must be above 0")
 
@@ -1088,16 +1091,29 @@ def find_weights(name:str)->tuple[ChessTransformer, dict]:
     with safe_open(path, "pt") as f: about = f.metadata() or {}
     return model, {k: json.loads(about[k]) for k in ("trained", "labels", "measured") if k in about}
 
-def matches(model:ChessTransformer, cfg:EvaluateConfig, pool:EnginePool)->Iterator[MatchResult]:
-    "The network, sampling and at its most likely move, and an untrained one of the same shape, against opponents of known strength."
-    torch.manual_seed(cfg.seed)
-    floor = ChessTransformer(model.cfg).eval()
-    openings = random_openings(cfg.games//2, cfg.seed + 2_000_003)       # neither training's nor the match of a run
-    judge = dict(judge=pool, judge_depth=cfg.judge_depth) if cfg.judge_depth else {}
-    ours = [(f"{name}, {how}", policy_player(Policy(net), greedy=how == "argmax", seed=cfg.seed)) for name, net in ((Path(cfg.weights).stem, model), ("untrained", floor)) for how in ("sampling", "argmax")]
-    theirs = [("random mover", random_player(cfg.seed + 1)), (f"Stockfish depth {cfg.depth}", engine_player(pool, depth=cfg.depth))]
-    for (name, player), (opponent, other) in ((o, t) for o in ours for t in theirs):
-        yield play_match(player, other, openings, cfg.max_plies, names=(name, opponent), **judge)
+class Games:
+    "The network, sampling and at its most likely move, and an untrained one of the same shape, in games against opponents of known strength."
+    def __init__(self, model:ChessTransformer, cfg:EvaluateConfig, pool:EnginePool):
+        torch.manual_seed(cfg.seed)
+        floor = ChessTransformer(model.cfg).eval()
+        self.cfg, self.pool, self.openings = cfg, pool, random_openings(cfg.games//2, cfg.seed + 2_000_003)       # neither training's nor the match of a run
+        self.protocol = dict(max_plies=cfg.max_plies) | (dict(judge=pool, judge_depth=cfg.judge_depth) if cfg.judge_depth else {})
+        self.players = {f"{name}, {how}": policy_player(Policy(net), greedy=how == "argmax", seed=cfg.seed) for name, net in ((Path(cfg.weights).stem, model), ("untrained", floor)) for how in ("sampling", "argmax")}
+
+    def matches(self)->Iterator[MatchResult]:
+        "Each against a random mover and against a shallow search."
+        theirs = {"random mover": random_player(self.cfg.seed + 1), f"Stockfish depth {self.cfg.depth}": engine_player(self.pool, depth=self.cfg.depth)}
+        for (name, player), (opponent, other) in product(self.players.items(), theirs.items()):
+            yield play_match(player, other, self.openings, names=(name, opponent), **self.protocol)
+
+    def ladders(self)->Iterator[tuple[str, Ladder]]:
+        "Ratings of the most likely moves, by Stockfish's weak levels."
+        for name, player in self.players.items():
+            if name.endswith("argmax"): yield name, play_ladder(player, self.pool, list(range(self.cfg.levels)), self.openings, self.cfg.seed, name, **self.protocol)
+
+def for_report(m:MatchResult)->dict:
+    "What is kept of a match."
+    return dict(names=m.names, games=len(m.games), wins=m.wins, draws=m.draws, losses=m.losses, score=m.score, interval=m.interval, reasons=m.reasons)
 
 def evaluate(
     cfg:EvaluateConfig,
@@ -1112,10 +1128,14 @@ def evaluate(
         say("  ".join(f"{k} {v:.4f}" for k, v in out["measured"].items()))
     if cfg.games:
         with EnginePool(cfg.engine) as pool:
-            out["matches"] = []
-            for m in matches(model, cfg, pool):
+            games, out["matches"], out["ratings"] = Games(model, cfg, pool), [], []
+            for m in games.matches():
                 say(m)
-                out["matches"].append(dict(names=m.names, games=len(m.games), wins=m.wins, draws=m.draws, losses=m.losses, score=m.score, interval=m.interval, reasons=m.reasons))
+                out["matches"].append(for_report(m))
+            for name, ladder in games.ladders() if cfg.levels else ():
+                say(f"{name}: {ladder}")
+                out["ratings"].append(dict(player=name, rating=str(ladder)))
+                out["matches"] += map(for_report, ladder.matches.values())
     if cfg.out: Path(cfg.out).write_text(json.dumps(out, indent=1) + "\n")
     if cfg.card: Path(cfg.card).write_text(model_card(Path(cfg.weights).stem, model, about, out))
     return out
@@ -1142,6 +1162,7 @@ def model_card(
     if then: lines += [f"Training: {then['step']:,} steps, {then['positions']:,} positions, {then['minutes']:.0f} minutes; " + ", ".join(f"{k} {trained[k]}" for k in ("targets", "tau", "batch", "lr", "mirror", "ema", "seed") if k in trained) + ".", ""]
     if made and trained: lines += ["To make them again:", "", "```sh", *recipe(made, trained), "```", ""]
     if measured := result.get("measured"): lines += ["On positions that were held out:", "", "| measure | value | |", "|---|---|---|", *(f"| {k} | {v:.4f} | {MEASURES[k]} |" for k, v in measured.items()), ""]
+    for r in result.get("ratings", []): lines += [f"{r['player']}: {r['rating']} (Stockfish's level 0 has {RATINGS[0]} there).", ""]
     if played := result.get("matches"):
         lines += ["| player | opponent | games | wins, draws, losses | score and 95 % interval |", "|---|---|---|---|---|"]
         lines += [f"| {m['names'][0]} | {m['names'][1]} | {m['games']} | {m['wins']}, {m['draws']}, {m['losses']} | {m['score']:.3f} [{m['interval'][0]:.3f}, {m['interval'][1]:.3f}] |" for m in played]

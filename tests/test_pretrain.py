@@ -492,7 +492,8 @@ def test_evaluate_writes_scores_with_their_intervals(labels, tmp_path):
                                   engine=EngineConfig(processes=1)), quiet=True)
     card = (tmp_path/"net.md").read_text()
     assert all(x in card for x in ("# net", "tau 0.05", "2 steps, 64 positions", f"| regret | {out['measured']['regret']:.4f} |", "| untrained, argmax | Stockfish depth 1 | 2 |"))
-    assert json.loads((tmp_path/"e.json").read_text())["measured"] == out["measured"] and len(out["matches"]) == 8
+    assert json.loads((tmp_path/"e.json").read_text())["measured"] == out["measured"] and len(out["matches"]) == 8 + 2*3
+    assert [r["player"] for r in out["ratings"]] == ["net, argmax", "untrained, argmax"] and all(f"{r['player']}: {r['rating']}" in card for r in out["ratings"])
     for m in out["matches"]: assert m["interval"][0] <= m["score"] <= m["interval"][1] and m["games"] == 2
 
 def test_the_card_gives_the_commands_that_make_the_weights_again():
