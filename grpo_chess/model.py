@@ -224,10 +224,11 @@ def describe(
     "A FEN of the position as its mover sees it, for error messages."
     board = chess.Board(None)
     for square, t in enumerate(tokens[:64].tolist()):
-        piece = {13: 4, 14: 10}.get(t, t)                    # castling rooks are rooks; 15 is an empty square
+        piece = {13: 4, 14: 10}.get(t, t)                    # castling rooks are rooks; 15 is the en passant square, which is empty
         if 1 <= piece <= 12: board.set_piece_at(square, chess.Piece((piece-1) % 6 + 1, piece <= 6))
     own = sum(chess.BB_SQUARES[s] for s in range(64) if tokens[s] in (13, 14))
     board.castling_rights, board.halfmove_clock = own, int(tokens[64])
+    board.ep_square = next((s for s in range(64) if tokens[s] == 15), None)
     return board.fen()
 
 # %% ../nbs/01_model.ipynb #9035a89e

@@ -4,11 +4,14 @@
     python nbs/experiments/run.py settings            # make the runs of one experiment that are missing
     python nbs/experiments/run.py settings "freeze 2"  # of this arm only
     python nbs/experiments/run.py settings --again    # all of them anew
+    python nbs/experiments/run.py learning --weights DIR   # and keep the trained weights there, for matches
 
 `plan.yaml` says what is run: `base` comes before and `after` behind the settings of every arm, an arm has settings of `python -m grpo_chess.train`, and each arm has seeds.
 A row of `data/NAME.csv` is a step of one run; `data/NAME_end.csv` holds the regret of the policy before and after, on positions that no run starts from.
+Where the plan says `every: N`, `data/NAME_curve.csv` holds it every N steps, with the time and the engine's evaluations so far, and regret is taken on `nbs/data/heldout.jsonl`.
 """
 import csv
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,21 +43,36 @@ def read(path): return list(csv.DictReader(path.open())) if path.exists() else [
 
 def settings(arm): return [f"--{k}={v}" if k != "config" else f"--config={TOP/v}" for pair in arm for k, v in (pair if isinstance(pair, dict) else {}).items()]
 
-def one(name, arm, args, seed, keep):
-    "One run: its history and its regret before and after."
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "grpo_chess.train", *args, f"--seed={seed}", f"--out={folder}", "--name=x", "--match.games=0", "--minutes=0"]
+def loses(path, labels):
+    "Regret of weights, sampling and at the most likely move."
+    policy = Policy(load_model(path))
+    return {how: regret(policy, labels, how == "argmax") for how in ("sampling", "argmax")}
+
+def course(folder, rows, labels):
+    "Regret, time and evaluations at each checkpoint."
+    for at in sorted((folder/"checkpoint").glob("[0-9]*")):
+        past = rows[:int(at.name)]
+        yield dict(step=len(past), seconds=number(sum(r["seconds"] for r in past)), judged=past[-1]["judged"] if past else 0, plies=sum(r["plies"] for r in past),
+                   entropy=number(past[-1]["entropy"]) if past else "", **{how: number(r.mean) for how, r in loses(at/"model.safetensors", labels).items()})
+
+def one(name, arm, args, seed, x, weights):
+    "One run: its history, its course, and its regret before and after."
+    keep, every = [k for k in KEEP if k in x["keep"]], x.get("every")
+    labels = read_labels(HERE.parent/"data"/("heldout.jsonl" if every else "positions.jsonl"))
+    with tempfile.TemporaryDirectory() as top:
+        folder = Path(top)/"x"
+        command = [sys.executable, "-m", "grpo_chess.train", *args, f"--seed={seed}", f"--out={top}", "--name=x", "--match.games=0", "--minutes=0"]
+        if every: command += [f"--trainer.checkpoint_every={every}", "--trainer.keep=1000000"]
         done = subprocess.run(command, cwd=TOP, capture_output=True, text=True)
-        rows = read_metrics(Path(folder)/"x/metrics.jsonl") if (Path(folder)/"x/metrics.jsonl").exists() else []
+        rows = read_metrics(folder/"metrics.jsonl") if (folder/"metrics.jsonl").exists() else []
         if done.returncode and not rows: sys.exit(f"{name}, {arm}, seed {seed} failed: {done.stderr.strip().splitlines()[-1]}")
-        history = [dict(arm=arm, seed=seed, step=r["step"], **{k: number(r.get(k)) for k in keep}) for r in rows]
-        end = dict(arm=arm, seed=seed, steps=len(rows), plies=sum(r["plies"] for r in rows), exit=done.returncode)
-        labels = read_labels(HERE.parent/"data/positions.jsonl")
+        who = dict(arm=arm, seed=seed)
+        history = [dict(**who, step=r["step"], **{k: number(r.get(k)) for k in keep}) for r in rows]
+        end = dict(**who, steps=len(rows), plies=sum(r["plies"] for r in rows), exit=done.returncode)
         for when, file in (("before", "start"), ("after", "model")):
-            at = Path(folder)/f"x/{file}.safetensors"
-            if not at.exists(): continue
-            for how in ("sampling", "argmax"): end[f"{how}_{when}"] = number(regret(Policy(load_model(at)), labels, how == "argmax").mean)
-        return history, end
+            if (at := folder/f"{file}.safetensors").exists(): end |= {f"{how}_{when}": number(r.mean) for how, r in loses(at, labels).items()}
+        if weights: shutil.copy(folder/"model.safetensors", Path(weights)/f"{name} {arm} {seed}.safetensors")
+        return history, end, [dict(**who, **row) for row in course(folder, rows, labels)] if every else []
 
 def main():
     plan = yaml.safe_load((HERE/"plan.yaml").read_text())
@@ -67,16 +85,18 @@ def main():
         return
     name = sys.argv[1]
     if name not in plan: sys.exit(f"there is no experiment {name!r} in plan.yaml; there are {', '.join(plan)}")
-    x, files = plan[name], (HERE/f"data/{name}.csv", HERE/f"data/{name}_end.csv")
+    x, files = plan[name], [HERE/f"data/{name}{part}.csv" for part in ("", "_end", "_curve")]
     if "--again" in sys.argv:
         for f in files: f.unlink(missing_ok=True)
-    history, ends = (read(f) for f in files)
-    wanted = [a for a in sys.argv[2:] if not a.startswith("-")]
+    history, ends, curves = map(read, files)
+    rest = sys.argv[2:]; weights = rest.pop(rest.index("--weights") + 1) if "--weights" in rest else ""
+    wanted = [a for a in rest if not a.startswith("-")]
     for arm, seed in x["runs"]:
         if wanted and arm not in wanted or any((r["arm"], int(r["seed"])) == (arm, seed) for r in ends): continue
-        h, e = one(name, arm, settings([*x.get("base", []), *x["arms"][arm], *x.get("after", [])]), seed, [k for k in KEEP if k in x["keep"]])
-        history += h; ends.append(e)
-        write(files[0], history); write(files[1], ends)
+        h, e, c = one(name, arm, settings([*x.get("base", []), *x["arms"][arm], *x.get("after", [])]), seed, x, weights)
+        history += h; ends.append(e); curves += c
+        for file, rows in zip(files, (history, ends, curves)):
+            if rows: write(file, rows)
         print(e, flush=True)
 
 if __name__ == "__main__": main()
