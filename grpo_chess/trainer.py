@@ -304,7 +304,7 @@ class Batch:
 def reward_stats(reward:Tensor, train:Tensor)->dict[str, float]:   # both [B, G, T]
     "What the rewards of the moves that were played look like."
     games, r = (reward*(-1.)**torch.arange(reward.shape[-1])).sum(-1), reward[train]
-    return {"train/avg_reward": r.mean().item(), "train/reward_std": games.std().item(), "train/reward_best": games.max().item(),
+    return {"train/avg_reward": r.mean().item(), "train/reward_std": games.std().item() if games.numel() > 1 else 0., "train/reward_best": games.max().item(),
             "train/reward_p90": games.flatten().quantile(.9).item(), "reward_spread": within_spread(games).mean().item()}
 
 def judge_rollout(
