@@ -633,7 +633,7 @@ def test_regret_leaves_the_model_as_it_was(policy):
 def test_regret_ranks(pool):
     labels = read_labels(POSITIONS)
     trained, floor = regret(Policy(pretrained("tiny")), labels, greedy=True), regret(None, labels)
-    assert regret(engine_player(pool, depth=4), labels).mean < .7*trained.mean < .7*floor.mean
+    assert regret(engine_player(pool, depth=6), labels).mean < .7*trained.mean < .3*floor.mean         # depth 6 made the labels
     assert all(r.interval[0] < r.mean < r.interval[1] for r in (trained, floor))
 
 @pytest.mark.parametrize("line, says", [("x", "line 2: it is not JSON"), ("{}", "line 2: there is no 'fen'"), ('{"fen": "8/8", "moves": {}}', "is not a position"), ("[]", "line 2"),
