@@ -496,6 +496,19 @@ def test_evaluate_writes_scores_with_their_intervals(labels, tmp_path):
     assert [r["player"] for r in out["ratings"]] == ["net, argmax", "untrained, argmax"] and all(f"{r['player']}: {r['rating']}" in card for r in out["ratings"])
     for m in out["matches"]: assert m["interval"][0] <= m["score"] <= m["interval"][1] and m["games"] == 2
 
+def test_muon_moves_the_matrices_of_the_blocks_and_adamw_all_else(labels, tmp_path):
+    "Muon's step is as long as its rate in its strongest direction; AdamW's first step moves every entry by the rate. Both follow one schedule, each from its own rate."
+    t = Pretrainer(config(labels, tmp_path, optimizer="muon", lr=1e-3, muon_lr=.05, weight_decay=0., warmup=1, grad_clip=0., ema=0.))
+    before = {k: v.clone() for k, v in t.model.state_dict().items()}; t.step()
+    share = pretrain.lr_share(0, 0., 1)
+    moved = {k: v - before[k] for k, v in t.model.state_dict().items()}
+    assert share == .5 and sorted({g["lr"] for g in t.optimizer.param_groups}) == pytest.approx([.5e-3, .025])
+    for name, x in moved.items():
+        if name.startswith("blocks") and x.dim() == 2:
+            s = torch.linalg.svdvals(x); assert 5e-3 < s[0] < .1, name       # orthogonalised: about the rate, however large the matrix; AdamW's at this rate is ten times longer
+        elif x.abs().max() > 0: assert x.abs().max() < .6e-3, name
+    assert any(moved[k].abs().max() > 1e-4 for k in moved if not k.startswith("blocks"))
+
 def test_the_card_gives_the_commands_that_make_the_weights_again():
     "Every setting that is not the default is there, and the command line takes them."
     made = dict(rows_in_all=650_000, depth=1, seed=3, games=256)
