@@ -589,8 +589,10 @@ class Ladder:
     def __str__(self):
         lo, hi = self.interval
         rating = f"{self.elo:.0f} [{lo:.0f}, {hi:.0f}]" if math.isfinite(self.elo) else f"below {hi:.0f}" if self.elo < 0 else f"above {lo:.0f}"
-        fit = f", misfit {self.misfit:.1f} with {len(self.matches) - 1} degrees of freedom" if len(self.matches) > 1 else ""
-        return f"Elo {rating} on the scale of the levels{fit}"
+        if (free := len(self.matches) - 1) < 1: return f"Elo {rating} on the scale of the levels"
+        limit = free*(1 - 2/(9*free) + 1.645*math.sqrt(2/(9*free)))**3      # 95 % quantile of chi squared (Wilson and Hilferty)
+        odd = "" if self.misfit <= limit else ": no one rating fits all of them, so read the scores"
+        return f"Elo {rating} on the scale of the levels, misfit {self.misfit:.1f} with {free} degrees of freedom{odd}"
 
 def fit_ladder(
     matches:dict[int, MatchResult],     # by level

@@ -1159,7 +1159,8 @@ def model_card(
     trained, made, then = (about.get(k, {}) for k in ("trained", "labels", "measured"))
     lines = [f"# {name}", "", f"{n_params(model):,} parameters: {', '.join(f'{k} {v}' for k, v in asdict(model.cfg).items())}.", ""]
     if made: lines += [f"Labels: {made.get('rows_in_all', 0):,} positions, " + ", ".join(f"{k} {made[k]}" for k in ("engine", "depth", "seed", "source") if k in made) + ".", ""]
-    if then: lines += [f"Training: {then['step']:,} steps, {then['positions']:,} positions, {then['minutes']:.0f} minutes; " + ", ".join(f"{k} {trained[k]}" for k in ("targets", "tau", "batch", "lr", "mirror", "ema", "seed") if k in trained) + ".", ""]
+    kept = f" of {trained['steps']:,}, where the regret of the most likely move was least" if then and then["step"] < trained.get("steps", 0) else ""
+    if then: lines += [f"Training: {then['step']:,} steps{kept}, {then['positions']:,} positions, {then['minutes']:.0f} minutes; " + ", ".join(f"{k} {trained[k]}" for k in ("targets", "tau", "batch", "lr", "mirror", "ema", "seed") if k in trained) + ".", ""]
     if made and trained: lines += ["To make them again:", "", "```sh", *recipe(made, trained), "```", ""]
     if measured := result.get("measured"): lines += ["On positions that were held out:", "", "| measure | value | |", "|---|---|---|", *(f"| {k} | {v:.4f} | {MEASURES[k]} |" for k, v in measured.items()), ""]
     for r in result.get("ratings", []): lines += [f"{r['player']}: {r['rating']} (Stockfish's level 0 has {RATINGS[0]} there).", ""]

@@ -283,16 +283,17 @@ def old_against_new(
     seed:int=0,
     floor:ChessTransformer|None=None,   # an untrained network, where `old` is not one
 )->dict[str, MatchResult]:    # by how they play
-    "The match, sampled and greedy, and if the old one is not untrained itself, the floor: an untrained network against it."
+    "The matches, sampled and greedy, and if the old one is not untrained itself, sampled against its most likely move, and the floor: an untrained network against it."
     openings = random_openings(cfg.games//2, seed + OPENING_SEED)
     judge = dict(judge=pool, judge_depth=cfg.depth) if cfg.adjudicate and pool else {}
     play = lambda model, greedy, s: policy_player(Policy(model), greedy=greedy, seed=s)
-    match = lambda a, greedy, name: play_match(play(a, greedy, 2*seed), play(old, greedy, 2*seed+1), openings, cfg.max_plies, names=(name, "old"), **judge)
-    out = {how: match(new, greedy, "new") for how, greedy in (("sampling at T=1", False), ("most likely move", True))}
-    return out | ({"floor, sampling at T=1": match(floor, False, "untrained")} if floor is not None else {})
+    match = lambda a, name, greedy, other: play_match(play(a, greedy, 2*seed), play(old, other, 2*seed+1), openings, cfg.max_plies, names=(name, "old"), **judge)
+    out = {"sampling at T=1": match(new, "new", False, False), "most likely move": match(new, "new", True, True)}
+    if floor is None: return out
+    return out | {"against the old one's most likely move, sampling at T=1": match(new, "new", False, True), "floor, sampling at T=1": match(floor, "untrained", False, False)}
 
-# %% ../nbs/11_train.ipynb #61e75c6e
-REPORT = ["train/avg_reward", "reward_spread", "entropy", "effective_moves", "agreement_mean", "no_spread", "clip_region", "clip_binding", "kl_step", "grad_norm"]
+# %% ../nbs/11_train.ipynb #20cd34f2
+REPORT = ["expected_regret", "train/avg_reward", "reward_spread", "entropy", "effective_moves", "agreement_mean", "no_spread", "clip_region", "clip_binding", "kl_step", "grad_norm"]
 
 def change(
     rows:list[dict],
@@ -337,7 +338,7 @@ def write_report(
     if matches: lines += ["## New against old", "", *[f"- {how}: {m}" for how, m in matches.items()], "",
                           f"Scores count wins and half of the draws, with a 95 % interval over pairs of games with colours swapped. Old is {'what ' + cfg.init + ' held' if cfg.init else 'the untrained network that the run began with'}.", ""]
     if rows:
-        lines += ["## What changed", "", f"| | first {n} steps | last {n} steps | difference |", "|---|---|---|---|", *[change(rows, k) for k in REPORT], "",
+        lines += ["## What changed", "", f"| | first {n} steps | last {n} steps | difference |", "|---|---|---|---|", *[change(rows, k) for k in REPORT if any(r.get(k) is not None for r in rows)], "",
                   "Mean ± 2 standard errors over steps. `grpo_chess.trainer.METRICS` says what each column is.", "",
                   f"Largest ratio error of the whole run: {max(r['ratio_error'] for r in rows):.1e}.", "", "![panel](report.png)", ""]
         fig = draw_panel(rows, folder.name); fig.savefig(folder/"report.png", dpi=100); plt.close(fig)
@@ -371,7 +372,8 @@ def needs_engine(cfg:Config)->bool:
 
 def progress_text(row:dict)->dict[str, str]:
     "The few numbers that matter."
-    return dict(reward=f"{row['train/avg_reward']:+.3f}", entropy=f"{row['entropy']:.2f}", clip=f"{row['clip_region']:.2f}", ratio_error=f"{row['ratio_error']:.0e}")
+    good = dict(regret=f"{row['expected_regret']:.3f}") if math.isfinite(row["expected_regret"]) else dict(reward=f"{row['train/avg_reward']:+.3f}")
+    return good | dict(entropy=f"{row['entropy']:.2f}", clip=f"{row['clip_region']:.2f}", ratio_error=f"{row['ratio_error']:.0e}")
 
 # %% ../nbs/11_train.ipynb #3f140f5c
 def run(

@@ -28,11 +28,11 @@ from .reward import Judge, best_value, move_values, step_rewards
 from .sampler import Rollout, SamplerConfig, action_agreement, agreement_stats, policy_diversity, rollout, temperature_at, within_spread
 
 # %% auto #0
-__all__ = ['MAX_LEGAL', 'METRICS', 'PANEL', 'TrainerConfig', 'AblateConfig', 'lr_factor', 'GuardConfig', 'multiplicative_kl',
-           'proportional_kl', 'Guard', 'check_guard', 'check_group', 'make_fabric', 'InPrecision', 'gather_boards',
-           'mean_of_all', 'sum_gradients', 'Batch', 'reward_stats', 'judge_rollout', 'judge_moves', 'forward',
-           'NotFinite', 'CheckpointError', 'Budget', 'once', 'Trainer', 'save_checkpoint', 'flush', 'checkpoints',
-           'load_checkpoint', 'read_metrics', 'draw_panel']
+__all__ = ['MAX_LEGAL', 'METRICS', 'PANEL', 'TrainerConfig', 'AblateConfig', 'lr_factor', 'entropy_at', 'GuardConfig',
+           'multiplicative_kl', 'proportional_kl', 'Guard', 'check_guard', 'check_group', 'make_fabric', 'InPrecision',
+           'gather_boards', 'mean_of_all', 'sum_gradients', 'Batch', 'reward_stats', 'judge_rollout', 'judge_moves',
+           'forward', 'NotFinite', 'CheckpointError', 'Budget', 'packs', 'once', 'Trainer', 'save_checkpoint', 'flush',
+           'checkpoints', 'load_checkpoint', 'read_metrics', 'draw_panel']
 
 # %% ../nbs/07_trainer.ipynb #c21931bb
 @dataclass
@@ -45,11 +45,12 @@ class TrainerConfig:
         head_lr: learning rate of the move head; 0 means the same as lr
         warmup: steps over which the learning rate rises linearly
         decay: shape of the learning rate after the warm-up: linear or cosine (to 0), or constant
+        entropy_end: entropy coefficient at the end of the run, reached linearly from loss.entropy_coef; below 0 keeps it constant
         weight_decay: decoupled weight decay
         grad_clip: largest gradient norm; 0 means no clipping
         epochs: passes over the games of a step
         minibatches: updates in each pass, over disjoint sets of boards
-        micro_batch: positions in one backward pass at most (one board at least); bounds memory, changes nothing else
+        micro_batch: distinct positions in one backward pass at most (one board at least): a hundred keep a CPU's caches warm, a GPU wants thousands; changes nothing else
         freeze: transformer blocks that do not train, counted from the input; the embeddings go with them
         sync_every: steps between refreshes of the policy that plays; above 1 the games come from a stale policy
         precision: auto, 32-true, bf16-mixed or 16-mixed; auto takes bf16 or fp16 on a GPU and 32-true on a CPU
@@ -62,11 +63,12 @@ class TrainerConfig:
     head_lr: float = 0.
     warmup: int = 5
     decay: str = "linear"
+    entropy_end: float = -1.
     weight_decay: float = 0.
     grad_clip: float = 1.
     epochs: int = 1
     minibatches: int = 1
-    micro_batch: int = 512
+    micro_batch: int = 128
     freeze: int = 0
     sync_every: int = 1
     precision: str = "auto"
@@ -107,6 +109,15 @@ def lr_factor(
     if step < cfg.warmup: return (step+1)/(cfg.warmup+1)
     x = min(1., (step - cfg.warmup)/max(1, cfg.steps - cfg.warmup))
     return dict(constant=1., linear=1-x, cosine=(1+math.cos(math.pi*x))/2)[cfg.decay]
+
+def entropy_at(
+    cfg:TrainerConfig,
+    coef:float,        # at the beginning of the run
+    step:int,          # from 0
+)->float:              # coefficient of this step
+    "Constant, or linear from `coef` to `cfg.entropy_end`, which the last step has."
+    x = min(1., step/max(1, cfg.steps-1))
+    return coef if cfg.entropy_end < 0 else coef*(1-x) + cfg.entropy_end*x
 
 # %% ../nbs/07_trainer.ipynb #7cb54f93
 @dataclass
@@ -403,6 +414,17 @@ class Budget:
         zero = torch.zeros(sum(p.numel() for p in self.params), device=self.fabric.device)
         return budget_of({k: self.fabric.all_reduce(self.grads.get(k, zero), reduce_op="sum") for k in ("policy", "kl", "entropy")})
 
+def packs(
+    sizes:list[int],
+    most:int,
+)->list[slice]:        # one after the other, of all
+    "Neighbours whose sizes add up to `most` at most; a size above that has a pack of its own."
+    cuts, total = [0], 0
+    for i, size in enumerate(sizes):
+        if i > cuts[-1] and total + size > most: cuts.append(i); total = 0
+        total += size
+    return [slice(a, b) for a, b in zip(cuts, [*cuts[1:], len(sizes)]) if b > a]
+
 def once(trainer:TrainerConfig, ablate:AblateConfig)->bool:
     "Is there one update a step, made by the policy that played? Then old and new policy never differ when the loss sees them."
     return trainer.epochs*trainer.minibatches == 1 and trainer.sync_every == 1 and not ablate.loss_temperature and not ablate.dropout
@@ -444,8 +466,8 @@ class Trainer:
 
     @property
     def loss(self)->LossConfig:
-        "The objective of this step: its coefficients are the guards'."
-        return replace(self.lcfg, entropy_coef=self.guard.entropy_coef, kl_coef=self.guard.kl_coef) if self.guard.on else self.lcfg
+        "The objective of this step: its coefficients are the guards' and the schedule's."
+        return replace(self.lcfg, entropy_coef=entropy_at(self.tcfg, self.guard.entropy_coef, self.done), kl_coef=self.guard.kl_coef)
 
     def policy(self, model:nn.Module, loss:bool=False)->Policy:
         "The policy of this step; the only place where the two temperatures can be made to differ, and only by `ablate`."
@@ -470,9 +492,10 @@ class Trainer:
         weight = weight.view(len(mine), *ro.train.shape[1:])/max(total, 1)
         policy, sums = self.policy(self.model, loss=True), dict.fromkeys(("policy", "kl", "entropy", "total", "kl_exact"), 0.)
         reference = Policy(InPrecision(self.reference, self.fabric), policy.temperature) if self.reference is not None else None
-        size = max(1, self.tcfg.micro_batch//(self.scfg.group*self.scfg.plies))
-        for part, w in zip(mine.split(size), weight.split(size)):
-            plies = forward(policy, reference, batch, part, w.flatten(0, 1))
+        positions = [int(ro.node[b, :, :-1][ro.train[b]].unique().numel()) for b in mine.tolist()]
+        for at in packs(positions, self.tcfg.micro_batch):
+            part = mine[at]
+            plies = forward(policy, reference, batch, part, weight[at].flatten(0, 1))
             if plies is None: continue
             terms = loss_terms(plies, self.loss)
             if budget: budget.add(weighted_terms(terms, self.loss))
@@ -534,7 +557,7 @@ class Trainer:
         ro, old = batch.rollout, MoveDist(batch.rollout.logp)
         entropy = mean_of_all(self.fabric, old.entropy()[ro.node[..., :-1][ro.train]])
         agreement = agreement_stats(ro) | dict(agreement_mean=mean_of_all(self.fabric, action_agreement(ro))) | policy_diversity(ro)
-        if self.scfg.group == 1: agreement = dict.fromkeys(agreement, math.nan)                       # nobody to agree with
+        if self.scfg.group == 1: agreement = dict.fromkeys([*agreement, "reward_spread"], math.nan)  # nobody to agree with, or to differ from
         end = time.perf_counter()
         row = {"step": self.done, **batch.stats, **moved, "entropy": entropy, "effective_moves": math.exp(entropy), **agreement, "kl_step": self.moved_kl(batch),
                "temperature": ro.temperature, "lr": self.optimizer.param_groups[0]["lr"], "positions": len(ro.fens), "judged": self.judge.asked,
@@ -549,7 +572,7 @@ class Trainer:
         kl = row["approx_kl"] if cfg.controller_kl == "k1" else row["kl_step"]
         if self.lcfg.kl_to == "reference" and g.kl_coef: kl = row["kl_term"]/g.kl_coef            # what the penalty itself measures
         entropy, agreement, kl = self.fabric.broadcast((row["entropy"], row["agreement_mean"], kl))  # the first process decides for all
-        out = dict(entropy_coef=g.entropy_coef, kl_coef=g.kl_coef, kl_ratio=kl/cfg.target_kl if cfg.kl_controller != "none" else math.nan)
+        out = dict(entropy_coef=self.loss.entropy_coef, kl_coef=g.kl_coef, kl_ratio=kl/cfg.target_kl if cfg.kl_controller != "none" else math.nan)
         did = [f"stop: {row['updates']} of {self.tcfg.epochs*self.tcfg.minibatches} updates"] if row["updates"] < self.tcfg.epochs*self.tcfg.minibatches else []
         if cfg.floor_action == "rollback" and self.done % cfg.rollback_every == 0 and g.on and not g.low(entropy, agreement): self.good = before
         due = g.due(entropy, agreement)
@@ -718,6 +741,9 @@ def draw_panel(
     measured = [r for r in rows if math.isfinite(value(r, "grad_policy"))]
     for ax, (name, keys) in zip(axes.flat, PANEL):
         shown = rows
+        seen = lambda k: any(math.isfinite(value(r, k)) for r in rows)
+        if name == "reward spread" and rows and not seen("reward_spread"): name, keys = "regret of the policy", ["expected_regret"]     # groups of one game: the group is every legal move
+        keys = [k for k in keys if seen(k)] or keys
         if name == "loss budget" and measured: name, keys, shown = "gradient norm of the loss terms", ["grad_policy", "grad_kl", "grad_entropy"], measured
         step = [r["step"] for r in shown]
         for key in keys:

@@ -584,7 +584,8 @@ def test_ladder_at_its_ends():
     lost, won = fit_ladder({0: match(*[0]*40), 1: match(*[0]*40)}), fit_ladder({4: match(*[1]*40)})
     assert lost.elo == -math.inf == lost.interval[0] and lost.interval[1] < 1200 and "below" in str(lost)
     assert won.elo == math.inf == won.interval[1] and won.interval[0] > 2000 and "above" in str(won)
-    assert fit_ladder({0: match(*[1]*16), 5: match(*[0]*16)}).misfit < 3 < 20 < fit_ladder({0: match(*[0]*16), 5: match(*[1]*16)}).misfit
+    fits, odd = fit_ladder({0: match(*[1]*16), 5: match(*[0]*16)}), fit_ladder({0: match(*[0]*16), 5: match(*[1]*16)})
+    assert fits.misfit < 3 < 20 < odd.misfit and "no one rating fits" in str(odd) and "no one rating fits" not in str(fits)
 
 def test_levels_that_do_not_exist(pool):
     for levels in ([], [0, 6], [-1]):

@@ -18,7 +18,7 @@ KEY = {"lr": ("trainer.lr", float), "entropy_coef": ("loss.entropy_coef", float)
        "entropy_floor_action": ("guard.floor_action", str), "entropy_boost_factor": ("guard.boost_factor", float)}
 SAID = [r for r in csv.DictReader((TOP/"runs/hyperparameters.csv").open()) if (TOP/f"configs/{FILE.get(r['run_id'], r['run_id'])}.yaml").exists()]
 
-def config(name): return parse(["--config", str(TOP/f"configs/{name}.yaml")])[0]
+def config(name): return parse(["--preset", "scratch", "--config", str(TOP/f"configs/{name}.yaml")])[0]
 
 def get(cfg, key):
     for part in key.split("."): cfg = getattr(cfg, part)
@@ -26,7 +26,7 @@ def get(cfg, key):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_is_a_valid_run_at_both_sizes(path):
-    full, small = (parse(["--config", str(path), *more])[0] for more in ([], ["--config", str(TOP/"configs/small.yaml")]))
+    full, small = (parse(["--preset", "scratch", "--config", str(path), *more])[0] for more in ([], ["--config", str(TOP/"configs/small.yaml")]))
     assert full.model.width == 256 and small.model.width == 96
     assert small.loss == full.loss and small.guard == full.guard and small.ablate == full.ablate      # smaller, and otherwise the same run
 

@@ -102,7 +102,8 @@ def test_open_questions_are_complete():
 def documents(): return sorted(p for p in DOCS.glob("20*.md"))
 
 def test_there_is_a_document_for_every_finding():
-    assert sorted(yaml.safe_load(p.read_text().split("---")[1])["finding"] for p in documents()) == list(range(1, 10))
+    findings = [yaml.safe_load(p.read_text().split("---")[1])["finding"] for p in documents()]
+    assert sorted(n for n in findings if n) == list(range(1, 10))                   # 0: a document of none of them
 
 @pytest.mark.parametrize("path", [DOCS/"TEMPLATE.md", *documents()], ids=lambda p: p.stem)
 def test_document_is_whole(path):

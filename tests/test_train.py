@@ -24,7 +24,7 @@ from grpo_chess.trainer import METRICS, read_metrics
 
 TOP = Path(__file__).resolve().parent.parent
 NET = ["--model.width", "32", "--model.layers", "2", "--model.heads", "2"]
-TINY = [*NET, "--reward.judge", "material", "--positions.window_cp", "0", "--match.games", "0", "--sampler.boards", "4", "--sampler.group", "4", "--sampler.plies", "2", "--trainer.steps", "4",
+TINY = ["--preset", "scratch", *NET, "--reward.judge", "material", "--positions.window_cp", "0", "--match.games", "0", "--sampler.boards", "4", "--sampler.group", "4", "--sampler.plies", "2", "--trainer.steps", "4",
         "--trainer.checkpoint_every", "2", "--accelerator", "cpu"]
 
 def command(*args, **kw):
@@ -42,11 +42,19 @@ def untimed(path): return [{k: v for k, v in r.items() if "seconds" not in k and
 @pytest.mark.parametrize("name", presets())
 def test_presets_parse_and_name_only_known_keys(name):
     cfg, _ = parse(["--preset", name])
-    assert isinstance(cfg, Config) and cfg.sampler.group >= 2
+    assert isinstance(cfg, Config) and (cfg.sampler.group >= 2 or cfg.loss.moves == "all")
 
 def test_default_is_tiny():
     cfg, how = parse([])
-    assert how["preset"] == "tiny" and cfg.model == MODELS["tiny"]
+    assert how["preset"] == cfg.init == "tiny" and cfg.model == MODELS["tiny"] and cfg.loss.moves == "all"
+
+def test_the_default_is_what_the_page_on_learning_measured(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOP/"nbs/experiments"))
+    from run import settings
+    plan = yaml.safe_load((TOP/"nbs/experiments/plan.yaml").read_text())["learning"]
+    ran, _ = parse(["--preset", "scratch", "--minutes", "15", *settings([*plan["base"], *plan["arms"]["tiny"]])])
+    ran.trainer.precision, ran.engine.processes = "auto", 0                   # they ran on one core of a CPU with bfloat16
+    assert parse([])[0] == ran
 
 def test_order_of_precedence(tmp_path):
     file = tmp_path/"my.yaml"; file.write_text("sampler: {boards: 5}\nseed: 7\n")
@@ -64,7 +72,7 @@ def test_help_explains_every_field(capsys):
     assert e.value.code == 0
     sections = {f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory)}
     for action in make_parser()._actions: assert action.help and ("SUPPRESS" not in str(action.help) or action.dest in sections), action.option_strings
-    assert "default: 200)" in text                                            # the preset's steps, not the dataclass's
+    assert "default: 600)" in text                                            # the preset's steps, not the dataclass's
     def fields(cls, prefix=""):
         for f in dataclasses.fields(cls):
             if dataclasses.is_dataclass(f.default_factory): yield from fields(f.default_factory, f"{prefix}{f.name}.")
@@ -112,7 +120,7 @@ def bad_input(tmp_path):
         "a temperature of almost nothing": ([*TINY, "--sampler.temperature", "1e-40"], "sampler.temperature"),
         "another preset for a resumed run": (["--resume", tmp_path/"none", "--preset", "record"], "--preset"),
         "a value without its key": (["huge"], "huge"),
-        "out of range": (["--sampler.group", "1"], "sampler.group = 1"),
+        "out of range": ([*TINY, "--sampler.group", "1"], "sampler.group = 1"),
         "not a number": (["--trainer.lr", "fast"], "trainer.lr"),
         "a key without its value": (["--trainer.lr"], "trainer.lr"),
         "wrong choice": (["--loss.scale", "max"], "none, std, rms"),
@@ -221,7 +229,7 @@ def test_two_processes_that_cannot_start_say_so_and_end(tmp_path):
 def test_the_floor_is_played_when_the_run_starts_from_weights(finished, tmp_path):
     cfg, _ = parse([*TINY, "--init", str(finished[0]/"model.safetensors"), "--trainer.steps", "1", "--match.games", "4", "--match.adjudicate", "false", "--match.max_plies", "6", "--out", str(tmp_path), "--name", "f"])
     _, matches = run(cfg, quiet=True)
-    assert [m.names[0] for m in matches.values()] == ["new", "new", "untrained"]
+    assert [m.names[0] for m in matches.values()] == ["new", "new", "new", "untrained"]
 
 def test_the_match_is_the_final_policy_against_the_first(tmp_path, monkeypatch):
     met = {}

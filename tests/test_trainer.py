@@ -19,7 +19,7 @@ from grpo_chess.model import MODELS, ChessTransformer, ModelConfig, MoveDist, We
 from grpo_chess.positions import PositionsConfig, start_positions
 from grpo_chess.reward import Judge, RewardConfig, material, step_rewards
 from grpo_chess.sampler import SamplerConfig, action_agreement
-from grpo_chess.trainer import (METRICS, AblateConfig, CheckpointError, GuardConfig, NotFinite, Trainer, TrainerConfig, check_guard, checkpoints, draw_panel, load_checkpoint, lr_factor, make_fabric,
+from grpo_chess.trainer import (METRICS, AblateConfig, CheckpointError, GuardConfig, NotFinite, Trainer, TrainerConfig, check_guard, checkpoints, draw_panel, load_checkpoint, lr_factor, make_fabric, packs,
                                 multiplicative_kl, proportional_kl, read_metrics, save_checkpoint)
 
 TOP = Path(__file__).resolve().parent.parent
@@ -76,7 +76,9 @@ def test_ratio_is_one_for_every_legal_move(fabric, group):
     for _ in range(3):
         row = t.step()
         assert row["ratio_error"] < 1e-5 and abs(row["mean_ratio"] - 1) < .02 and row["plies"] == 18*group and row["advantage_std"] == pytest.approx(1, abs=.01)
-    assert math.isnan(row["agreement_mean"]) == (group == 1)
+    assert math.isnan(row["agreement_mean"]) == math.isnan(row["reward_spread"]) == (group == 1)
+    titles = [ax.get_title(loc="left") for ax in draw_panel([row]).axes]
+    assert ("regret of the policy" in titles) == ("reward spread" not in titles) == (group == 1)
 
 def test_a_group_of_one_needs_all_moves(fabric):
     with pytest.raises(ValueError, match="siblings"): make(fabric, sampler=SamplerConfig(boards=6, group=1, plies=3))
@@ -162,6 +164,14 @@ def test_micro_batches_change_nothing(fabric, loss):
         grads.append(torch.cat([p.grad.flatten() for p in t.params]))
     assert torch.allclose(*grads, atol=1e-7, rtol=1e-3)
 
+def test_packs_hold_everything_once_and_no_more_than_they_may():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        sizes, most = rng.integers(0, 9, rng.integers(0, 12)).tolist(), int(rng.integers(1, 20))
+        got = [sizes[at] for at in packs(sizes, most)]
+        assert sum(got, []) == sizes and all(p and (sum(p) <= most or len(p) == 1) for p in got)
+        assert all(sum(a) + b[0] > most for a, b in zip(got, got[1:]))                 # none could have taken one more
+
 def test_learns_to_take_the_queen(fabric):
     "One position, a free queen: its capture becomes the usual move."
     board = chess.Board("4k3/8/8/3q4/4P3/8/8/4K3 w - - 0 1")
@@ -192,6 +202,13 @@ def test_learning_rate_schedule():
     assert lr_factor(cfg, 25) == 0 and f[:5] == [.2, .4, .6, .8, 1.] and all(a > b > 0 for a, b in zip(f[4:], f[5:]))
     assert lr_factor(TrainerConfig(steps=20, warmup=0, decay="constant"), 19) == 1
     assert abs(lr_factor(TrainerConfig(steps=20, warmup=0, decay="cosine"), 10) - .5) < 1e-9
+
+def test_the_entropy_bonus_follows_its_schedule(fabric):
+    t, flat = (make(fabric, loss=LossConfig(entropy_coef=.4), steps=5, lr=3e-3, entropy_end=end) for end in (0., -1.))
+    rows = [t.step() for _ in range(5)]
+    assert [r["entropy_coef"] for r in rows] == pytest.approx([.4, .3, .2, .1, 0.])
+    assert [r["entropy_term"] for r in rows] == pytest.approx([-r["entropy_coef"]*r["entropy"] for r in rows], rel=1e-4)
+    assert {flat.step()["entropy_coef"] for _ in range(5)} == {.4} and not torch.equal(weights(t), weights(flat))
 
 def test_frozen_layers_stay_and_the_head_has_its_own_rate(fabric):
     t = make(fabric, freeze=1, head_lr=1e-5, lr=1e-3)
@@ -228,7 +245,7 @@ def test_resuming_with_a_reference_keeps_the_first_policy(fabric, tmp_path):
     again = make(fabric, loss=loss); load_checkpoint(again, checkpoints(tmp_path)[-1])
     assert [untimed(again.step()) for _ in range(2)] == rows[2:]
 
-ARGS = ["--reward.judge", "material", "--positions.window_cp", "0", "--match.games", "0", "--sampler.boards", "6", "--sampler.group", "4", "--sampler.plies", "3", "--trainer.steps", "2",
+ARGS = ["--preset", "scratch", "--reward.judge", "material", "--positions.window_cp", "0", "--match.games", "0", "--sampler.boards", "6", "--sampler.group", "4", "--sampler.plies", "3", "--trainer.steps", "2",
         "--trainer.minibatches", "3", "--accelerator", "cpu", "--model.width", "32", "--model.layers", "2", "--model.heads", "2"]
 
 GUARDED = ["--trainer.lr", "0.01", "--trainer.steps", "4", "--loss.entropy_coef", "0.1", "--loss.kl_coef", "0.01", "--guard.entropy_floor", "5", "--guard.floor_patience", "2", "--guard.kl_controller", "proportional",

@@ -11,6 +11,7 @@ A row of `data/NAME.csv` is a step of one run; `data/NAME_end.csv` holds the reg
 Where the plan says `every: N`, `data/NAME_curve.csv` holds it every N steps, with the time and the engine's evaluations so far, and regret is taken on `nbs/data/heldout.jsonl`.
 """
 import csv
+import os
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from grpo_chess.trainer import read_metrics
 
 HERE = Path(__file__).resolve().parent
 TOP = HERE.parent.parent
-KEEP = ["train/avg_reward", "entropy", "agreement_mean", "reward_spread", "advantage_std", "clip_region", "clip_binding", "approx_kl", "kl_step", "kl_coef", "entropy_coef",
+KEEP = ["train/avg_reward", "expected_regret", "entropy", "agreement_mean", "reward_spread", "advantage_std", "clip_region", "clip_binding", "approx_kl", "kl_step", "kl_coef", "entropy_coef",
         "loss", "ppo_loss", "mean_ratio", "ratio_error", "grad_norm", "grad_policy", "grad_kl", "grad_entropy", "lr", "temperature", "judged"]
 
 def number(x):
@@ -34,14 +35,15 @@ def number(x):
 
 def write(path, rows):
     "A CSV file, whole or not at all."
-    tmp = path.with_suffix(".tmp")
+    tmp = path.with_suffix(f".{os.getpid()}.tmp")
     with tmp.open("w", newline="") as f:
         out = csv.DictWriter(f, list(rows[0])); out.writeheader(); out.writerows(rows)
     tmp.replace(path)
 
 def read(path): return list(csv.DictReader(path.open())) if path.exists() else []
 
-def settings(arm): return [f"--{k}={v}" if k != "config" else f"--config={TOP/v}" for pair in arm for k, v in (pair if isinstance(pair, dict) else {}).items()]
+def flat(arm): return [x for part in arm for x in (flat(part) if isinstance(part, list) else [part])]
+def settings(arm): return [f"--{k}={v}" if k != "config" else f"--config={TOP/v}" for part in flat(arm) for k, v in part.items()]
 
 def loses(path, labels):
     "Regret of weights, sampling and at the most likely move."
@@ -61,7 +63,7 @@ def one(name, arm, args, seed, x, weights):
     labels = read_labels(HERE.parent/"data"/("heldout.jsonl" if every else "positions.jsonl"))
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top)/"x"
-        command = [sys.executable, "-m", "grpo_chess.train", *args, f"--seed={seed}", f"--out={top}", "--name=x", "--match.games=0", "--minutes=0"]
+        command = [sys.executable, "-m", "grpo_chess.train", "--preset=scratch", *args, f"--seed={seed}", f"--out={top}", "--name=x", "--match.games=0", "--minutes=0"]
         if every: command += [f"--trainer.checkpoint_every={every}", "--trainer.keep=1000000"]
         done = subprocess.run(command, cwd=TOP, capture_output=True, text=True)
         rows = read_metrics(folder/"metrics.jsonl") if (folder/"metrics.jsonl").exists() else []
@@ -72,7 +74,7 @@ def one(name, arm, args, seed, x, weights):
         for when, file in (("before", "start"), ("after", "model")):
             if (at := folder/f"{file}.safetensors").exists(): end |= {f"{how}_{when}": number(r.mean) for how, r in loses(at, labels).items()}
         if weights: shutil.copy(folder/"model.safetensors", Path(weights)/f"{name} {arm} {seed}.safetensors")
-        return history, end, [dict(**who, **row) for row in course(folder, rows, labels)] if every else []
+        return history, [end], [dict(**who, **row) for row in course(folder, rows, labels)] if every else []
 
 def main():
     plan = yaml.safe_load((HERE/"plan.yaml").read_text())
@@ -88,15 +90,13 @@ def main():
     x, files = plan[name], [HERE/f"data/{name}{part}.csv" for part in ("", "_end", "_curve")]
     if "--again" in sys.argv:
         for f in files: f.unlink(missing_ok=True)
-    history, ends, curves = map(read, files)
     rest = sys.argv[2:]; weights = rest.pop(rest.index("--weights") + 1) if "--weights" in rest else ""
     wanted = [a for a in rest if not a.startswith("-")]
     for arm, seed in x["runs"]:
-        if wanted and arm not in wanted or any((r["arm"], int(r["seed"])) == (arm, seed) for r in ends): continue
-        h, e, c = one(name, arm, settings([*x.get("base", []), *x["arms"][arm], *x.get("after", [])]), seed, x, weights)
-        history += h; ends.append(e); curves += c
-        for file, rows in zip(files, (history, ends, curves)):
-            if rows: write(file, rows)
-        print(e, flush=True)
+        if wanted and arm not in wanted or any((r["arm"], int(r["seed"])) == (arm, seed) for r in read(files[1])): continue
+        made = one(name, arm, settings([*x.get("base", []), *x["arms"][arm], *x.get("after", [])]), seed, x, weights)
+        for file, rows in zip(files, made):
+            if rows: write(file, read(file) + rows)       # read again: another process may make other arms of the same experiment
+        print(made[1][0], flush=True)
 
 if __name__ == "__main__": main()

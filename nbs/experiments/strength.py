@@ -1,23 +1,25 @@
 """Matches of trained weights: against their start, and against Stockfish's weak levels under the record's protocol.
 
-    python nbs/experiments/strength.py OUT.csv START.safetensors NAME=FILE.safetensors ...  [--games 1000] [--levels 0,1,2]
+    python nbs/experiments/strength.py OUT.csv START NAME=WEIGHTS ...  [--games 1000] [--levels 0,1,2]
+    python nbs/experiments/strength.py OUT.csv tiny "tiny 0=DIR/learning tiny 0.safetensors"
+    python nbs/experiments/strength.py OUT.csv tiny "start=tiny" "untrained=untrained" --only level      # the start and the floor themselves
 
-appends a row for each match that OUT.csv does not have yet. Openings are six random plies from seeds that no run trains on, each played twice with colours swapped. Games against
+Weights are named as `grpo_chess.arena` names them. It appends a row for each match that OUT.csv does not have yet. Openings are six random plies from seeds that no run trains on, each played twice with colours swapped. Games against
 the start are adjudicated by Stockfish at depth 4; those against a level follow the record (its claim rule, 400 plies, no adjudication), with seeded levels.
 """
 import argparse
 import csv
 from pathlib import Path
 
-from grpo_chess.arena import policy_player, play_match, random_openings, weak_engine_player
+from grpo_chess.arena import load_player_model, play_match, policy_player, random_openings, weak_engine_player
 from grpo_chess.engine import EngineConfig, EnginePool
-from grpo_chess.model import Policy, load_model
+from grpo_chess.model import Policy
 
 OPENINGS = 5_000_011       # seed of the openings
 
 def player(path, temperature, seed):
     "Weights at a temperature; 0 is the most likely move."
-    return policy_player(Policy(load_model(path), temperature or 1.), greedy=not temperature, seed=seed)
+    return policy_player(Policy(load_player_model(path), temperature or 1.), greedy=not temperature, seed=seed)
 
 def matches(start, file, levels):
     "Kind -> function that plays it."
@@ -30,7 +32,7 @@ def matches(start, file, levels):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out"); parser.add_argument("start"); parser.add_argument("weights", nargs="+", help="NAME=FILE")
+    parser.add_argument("out"); parser.add_argument("start"); parser.add_argument("weights", nargs="+", help="NAME=WEIGHTS")
     parser.add_argument("--games", type=int, default=1000); parser.add_argument("--levels", default="0,1,2"); parser.add_argument("--only", default="", help="kinds that contain this")
     args = parser.parse_args()
     out, openings = Path(args.out), random_openings(args.games//2, OPENINGS)

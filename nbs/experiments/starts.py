@@ -1,0 +1,20 @@
+"""Start positions for the experiment `groups`: those of one shard of labels, which are apart from the held-out ones.
+
+    python -m grpo_chess.pretrain label --positions 50000 --depth 1 --seed 0 --out LABELS      # half a minute on two cores
+    python nbs/experiments/starts.py LABELS runs/starts.fen
+
+Groups of one ply need a new start for each group; a file is cheaper than random play. Positions are written as their mover sees them: White to move.
+"""
+import sys
+from pathlib import Path
+
+from grpo_chess.model import describe
+from grpo_chess.pretrain import read_manifest, read_shard
+
+def main(folder, out):
+    shard = read_manifest(folder)["shards"][0]["name"]
+    fens = dict.fromkeys(describe(t) for t in read_shard(Path(folder)/shard).tokens)
+    Path(out).parent.mkdir(exist_ok=True); Path(out).write_text("\n".join(fens) + "\n")
+    print(f"{len(fens)} positions of {shard}")
+
+if __name__ == "__main__": main(*sys.argv[1:])
