@@ -743,7 +743,7 @@ def draw_panel(
         shown = rows
         seen = lambda k: any(math.isfinite(value(r, k)) for r in rows)
         if name == "reward spread" and rows and not seen("reward_spread"): name, keys = "regret of the policy", ["expected_regret"]     # groups of one game: the group is every legal move
-        keys = [k for k in keys if seen(k)] or keys
+        several, keys = len(keys) > 1, [k for k in keys if seen(k)] or keys
         if name == "loss budget" and measured: name, keys, shown = "gradient norm of the loss terms", ["grad_policy", "grad_kl", "grad_entropy"], measured
         step = [r["step"] for r in shown]
         for key in keys:
@@ -755,7 +755,7 @@ def draw_panel(
         if name == "ratio error": ax.set_ylim(5e-10, 20); ax.set_yscale("log"); ax.axhline(1e-3, color="tab:red", lw=.8, ls=":")
         if name in ("clip fraction", "group"): ax.set_ylim(-.02, max(.2, ax.get_ylim()[1]))
         ax.set_title(name, fontsize=10, loc="left"); ax.tick_params(labelsize=8, which="both"); ax.spines[["top", "right"]].set_visible(False)
-        if len(keys) > 1: ax.legend(fontsize=7, frameon=False)
+        if several: ax.legend(fontsize=7, frameon=False)
     for ax in axes[1]: ax.set_xlabel("step", fontsize=8)
     if title: fig.suptitle(title, fontsize=11)
     return fig
