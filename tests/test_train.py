@@ -231,6 +231,14 @@ def test_the_floor_is_played_when_the_run_starts_from_weights(finished, tmp_path
     _, matches = run(cfg, quiet=True)
     assert [m.names[0] for m in matches.values()] == ["new", "new", "new", "untrained"]
 
+def test_the_matches_are_what_their_names_say(monkeypatch):
+    monkeypatch.setattr(train, "policy_player", lambda policy, greedy, seed: ("most likely" if greedy else "samples", policy.temperature))
+    monkeypatch.setattr(train, "play_match", lambda a, b, *args, names, **kw: (names[0], a, b))
+    net, samples, greedy = ChessTransformer(MODELS["tiny"]), ("samples", 1.), ("most likely", 1.)
+    assert train.old_against_new(net, net, train.MatchConfig(games=2), None, 0, net) == {
+        "sampling at T=1": ("new", samples, samples), "most likely move": ("new", greedy, greedy),
+        "against the old one's most likely move, sampling at T=1": ("new", samples, greedy), "floor, sampling at T=1": ("untrained", samples, samples)}
+
 def test_the_match_is_the_final_policy_against_the_first(tmp_path, monkeypatch):
     met = {}
     def spy(new, old, *args): met.update(new=new.state_dict(), old=old.state_dict()); return {}
