@@ -111,7 +111,7 @@ class Config:
         if self.seed < 0: raise ValueError(f"seed = {self.seed} must not be negative")
         if self.kl_does_nothing(): raise ValueError(f"loss.kl_coef = {self.loss.kl_coef} does nothing: with one update a step the policy still is the old one, and the gradient of their KL is 0; "
                                                     "use trainer.minibatches or trainer.epochs above 1, or loss.kl_to = reference")
-        check_guard(self.guard, self.loss, once(self.trainer, self.ablate))
+        check_guard(self.guard, self.loss, once(self.trainer, self.ablate), self.trainer.entropy_end)
         check_group(self.sampler.group, self.loss, self.guard)
         if self.minutes < 0: raise ValueError(f"minutes = {self.minutes} must not be negative")
         if self.sampler.boards < self.trainer.minibatches: raise ValueError(f"trainer.minibatches = {self.trainer.minibatches} is more than sampler.boards = {self.sampler.boards}")

@@ -237,11 +237,14 @@ def check_guard(
     guard:GuardConfig,
     loss:LossConfig,
     one_update:bool,     # one update a step, by the policy that played: the KL is 0 whenever it is measured
+    entropy_end:float=-1.,   # trainer.entropy_end
 )->None:
     "ValueError if a guard could never do anything."
     floor = guard.entropy_floor > 0 or guard.agreement_ceiling > 0
     if floor and guard.floor_action == "boost" and not 0 < loss.entropy_coef < guard.boost_max:
         raise ValueError(f"guard.floor_action = boost multiplies loss.entropy_coef = {loss.entropy_coef} up to guard.boost_max = {guard.boost_max}: it must lie between 0 and that")
+    if floor and guard.floor_action == "boost" and entropy_end >= 0:
+        raise ValueError(f"guard.floor_action = boost raises an entropy coefficient that trainer.entropy_end = {entropy_end} takes back by the end of the run: use rollback, or trainer.entropy_end = -1")
     if guard.kl_controller != "none":
         if not guard.kl_coef_min <= loss.kl_coef <= guard.kl_coef_max or loss.kl_coef == 0:
             raise ValueError(f"guard.kl_controller starts from loss.kl_coef = {loss.kl_coef}: it must lie between guard.kl_coef_min = {guard.kl_coef_min} and guard.kl_coef_max = {guard.kl_coef_max}")
@@ -459,7 +462,7 @@ class Trainer:
         groups = [dict(params=p, base=lr) for p, lr in ((body, self.tcfg.lr), (head, self.tcfg.head_lr or self.tcfg.lr)) if p]
         self.optimizer = fabric.setup_optimizers(torch.optim.AdamW(groups, lr=self.tcfg.lr, weight_decay=self.tcfg.weight_decay))
         self.gcfg = guard or GuardConfig()
-        check_guard(self.gcfg, self.lcfg, once(self.tcfg, self.ablate))
+        check_guard(self.gcfg, self.lcfg, once(self.tcfg, self.ablate), self.tcfg.entropy_end)
         check_group(self.scfg.group, self.lcfg, self.gcfg)
         self.guard, self.good, self.aborted = Guard(self.gcfg, self.lcfg), None, ""
         self.done, self.skipped = 0, 0

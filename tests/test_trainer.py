@@ -410,6 +410,12 @@ def test_guards_out_of_range_are_refused(bad):
 def test_guards_that_cannot_act_are_refused(guard, loss, one, says):
     with pytest.raises(ValueError, match=says): check_guard(GuardConfig(**guard), LossConfig(**loss), one)
 
+def test_a_boost_that_the_schedule_of_entropy_undoes_is_refused():
+    "Both set the entropy coefficient: near the end of the run the schedule would take back what the guard has raised."
+    floor, loss = GuardConfig(entropy_floor=1.5), LossConfig(entropy_coef=.4)
+    with pytest.raises(ValueError, match="trainer.entropy_end = 0.05"): check_guard(floor, loss, True, .05)
+    check_guard(floor, loss, True, -1.); check_guard(GuardConfig(entropy_floor=1.5, floor_action="rollback"), loss, True, .05)
+
 def test_guards_that_can_act_are_not_refused():
     check_guard(GuardConfig(entropy_floor=1.5, floor_action="abort"), LossConfig(), True)
     check_guard(GuardConfig(entropy_floor=1.5, floor_action="rollback"), LossConfig(), True)

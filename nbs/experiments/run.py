@@ -4,7 +4,7 @@
     python nbs/experiments/run.py settings            # make the runs of one experiment that are missing
     python nbs/experiments/run.py settings "freeze 2"  # of this arm only
     python nbs/experiments/run.py settings --again    # all of them anew
-    python nbs/experiments/run.py learning --weights DIR   # and keep the trained weights there, for matches
+    python nbs/experiments/run.py learning --weights DIR   # and keep the weights of its checkpoints and ends there, for matches
 
 `plan.yaml` says what is run: `base` comes before and `after` behind the settings of every arm, an arm has settings of `python -m grpo_chess.train`, and each arm has seeds.
 A row of `data/NAME.csv` is a step of one run; `data/NAME_end.csv` holds the regret of the policy before and after, on positions that no run starts from.
@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 import yaml
+from filelock import FileLock          # torch needs it and brings it
 
 from grpo_chess.arena import read_labels, regret
 from grpo_chess.model import Policy, load_model
@@ -37,7 +38,7 @@ def write(path, rows):
     "A CSV file, whole or not at all."
     tmp = path.with_suffix(f".{os.getpid()}.tmp")
     with tmp.open("w", newline="") as f:
-        out = csv.DictWriter(f, list(rows[0])); out.writeheader(); out.writerows(rows)
+        out = csv.DictWriter(f, list(dict.fromkeys(k for r in rows for k in r))); out.writeheader(); out.writerows(rows)
     tmp.replace(path)
 
 def read(path): return list(csv.DictReader(path.open())) if path.exists() else []
@@ -73,7 +74,10 @@ def one(name, arm, args, seed, x, weights):
         end = dict(**who, steps=len(rows), plies=sum(r["plies"] for r in rows), exit=done.returncode)
         for when, file in (("before", "start"), ("after", "model")):
             if (at := folder/f"{file}.safetensors").exists(): end |= {f"{how}_{when}": number(r.mean) for how, r in loses(at, labels).items()}
-        if weights: shutil.copy(folder/"model.safetensors", Path(weights)/f"{name} {arm} {seed}.safetensors")
+        if weights:
+            Path(weights).mkdir(parents=True, exist_ok=True)
+            for at in [folder, *sorted((folder/"checkpoint").glob("[0-9]*"))]:
+                shutil.copy(at/"model.safetensors", Path(weights)/f"{name} {arm} {seed}{'' if at == folder else f' {int(at.name)}'}.safetensors")
         return history, [end], [dict(**who, **row) for row in course(folder, rows, labels)] if every else []
 
 def main():
@@ -90,13 +94,15 @@ def main():
     x, files = plan[name], [HERE/f"data/{name}{part}.csv" for part in ("", "_end", "_curve")]
     if "--again" in sys.argv:
         for f in files: f.unlink(missing_ok=True)
+    lock = TOP/f"runs/{name}.lock"; lock.parent.mkdir(exist_ok=True)
     rest = sys.argv[2:]; weights = rest.pop(rest.index("--weights") + 1) if "--weights" in rest else ""
     wanted = [a for a in rest if not a.startswith("-")]
     for arm, seed in x["runs"]:
         if wanted and arm not in wanted or any((r["arm"], int(r["seed"])) == (arm, seed) for r in read(files[1])): continue
         made = one(name, arm, settings([*x.get("base", []), *x["arms"][arm], *x.get("after", [])]), seed, x, weights)
-        for file, rows in zip(files, made):
-            if rows: write(file, read(file) + rows)       # read again: another process may make other arms of the same experiment
+        with FileLock(lock):       # another process may make other arms of the same experiment
+            for file, rows in zip(files, made):
+                if rows: write(file, read(file) + rows)
         print(made[1][0], flush=True)
 
 if __name__ == "__main__": main()
