@@ -483,6 +483,8 @@ def main(argv:list[str]|None=None)->int:
     except USER_ERRORS as e: print(f"error: {e}", file=sys.stderr); return 2
     except GuardStop as e: print(f"stopped: {e}", file=sys.stderr); return 3
     except KeyboardInterrupt: print("stopped; the last checkpoint stands", file=sys.stderr); return 130
+    finally:
+        if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()      # left to the interpreter's exit, gloo's threads abort a process now and then
 
 # %% ../nbs/11_train.ipynb #00662d9a
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())
