@@ -56,6 +56,18 @@ def test_the_default_is_what_the_page_on_learning_measured(monkeypatch):
     ran.trainer.precision, ran.engine.processes = "auto", 0                   # they ran on one core of a CPU with bfloat16
     assert parse([])[0] == ran
 
+def test_the_command_ends_its_process_group(tmp_path, capsys):
+    "Left to the interpreter's exit, a process of torchrun aborts now and then; also after an error."
+    import torch.distributed as dist
+    for bad in ([], ["--resume", str(tmp_path/"nothing")]):
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            assert main(["--preset", "scratch", "--reward.judge", "material", "--positions.window_cp", "0", "--match.games", "0", "--sampler.boards", "2", "--sampler.group", "2", "--sampler.plies", "2", "--trainer.steps", "1", "--model.width", "32",
+                         "--model.layers", "1", "--model.heads", "2", "--accelerator", "cpu", "--out", str(tmp_path)] if not bad else bad) == (2 if bad else 0)
+            assert not dist.is_initialized()
+        finally:
+            if dist.is_initialized(): dist.destroy_process_group()
+
 def test_order_of_precedence(tmp_path):
     file = tmp_path/"my.yaml"; file.write_text("sampler: {boards: 5}\nseed: 7\n")
     cfg, _ = parse(["--preset", "record", "--config", str(file), "--seed", "9"])
