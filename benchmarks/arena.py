@@ -5,8 +5,8 @@
     python benchmarks/arena.py --self                # a policy against itself with a judge, as at the end of a run
 
 Same policy (most likely move), same openings, same rules (claimed draws, at most 400 plies), same opponent: Stockfish's skill 2, whose move is drawn when depth 3 is complete.
-The loop asks it as the research record did, for 50 ms a move, and again with `go depth 3`; the arena plays its seeded skill 2. Rounds of all alternate; medians. On a machine with
-other work the loop at 50 ms loses less than the batch, which computes all the time: measure on an idle one.
+The loop asks it as the research record did, for 50 ms a move, and again with `go depth 3`; the arena plays its seeded skill 2. Rounds of all alternate; medians of plies a second,
+because the loop plays too few games to have a fair share of the long ones; a game is as long as the batch's are on average. On a machine with other work the loop at 50 ms loses less than the batch, which computes all the time: measure on an idle one.
 """
 import argparse
 import statistics
@@ -50,35 +50,35 @@ class Clock:
         return answer
 
 def batch(a, b, openings, **kw):
-    "One match: seconds, and where they went."
+    "One match: seconds, plies, and where the time went."
     a, b, t, cpu = Clock(a), Clock(b), time.perf_counter(), time.process_time()
     match = play_match(a, b, openings, **kw)
-    return time.perf_counter() - t, f"{time.process_time() - cpu:.1f} s of CPU in this process, engines apart; network {a.seconds:.1f} s for {a.positions} positions, the other player {b.seconds:.1f} s for {b.positions}; {match}"
+    return time.perf_counter() - t, a.positions + b.positions, f"{time.process_time() - cpu:.1f} s of CPU in this process, engines apart; network {a.seconds:.1f} s for {a.positions} positions, the other player {b.seconds:.1f} s for {b.positions}; {match}"
 
 def against_skill(args, policy, pool):
     "The loop in both ways and the batch in both precisions."
     openings, found = random_openings(args.games//2, seed=1), {}
-    few = {"loop, 50 ms a move": (chess.engine.Limit(time=.05), 3), "loop, depth 3": (chess.engine.Limit(depth=3), 12)}
+    few = {"loop, 50 ms a move": (chess.engine.Limit(time=.05), 8), "loop, depth 3": (chess.engine.Limit(depth=3), 16)}
     kinds = {"batch, float32": False} | ({"batch, bfloat16": True} if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else {})
     for r in range(args.rounds):
         for name, (limit, games) in few.items():
             t, cpu = time.perf_counter(), time.process_time()
             plies = loop_games(policy_player(policy, True), openings[games*r:games*(r + 1)], limit)
             s, cpu = time.perf_counter() - t, time.process_time() - cpu
-            found.setdefault(name, []).append(games/s)
+            found.setdefault(name, []).append(plies/s)
             print(f"{name}: {games} games, {plies} plies in {s:.1f} s; {cpu:.1f} s of CPU in this process", flush=True)
         for name, bf16 in kinds.items():
-            s, where = batch(policy_player(policy, True, bf16=bf16), weak_engine_player(pool, 2), openings, max_plies=400, claims=True)
-            found.setdefault(name, []).append(args.games/s)
+            s, plies, where = batch(policy_player(policy, True, bf16=bf16), weak_engine_player(pool, 2), openings, max_plies=400, claims=True)
+            found.setdefault(name, []).append(plies/s); long = plies/args.games
             print(f"{name}: {args.games} games in {s:.1f} s; {where}", flush=True)
-    rate = {name: statistics.median(x) for name, x in found.items()}
-    print("\ngames a second: " + ", ".join(f"{name} {x:.2f}" for name, x in rate.items()))
+    rate = {name: statistics.median(x)/long for name, x in found.items()}
+    print(f"\ngames of {long:.0f} plies a second: " + ", ".join(f"{name} {x:.2f}" for name, x in rate.items()))
     for fast in kinds: print(f"{fast}: " + ", ".join(f"{rate[fast]/rate[slow]:.0f} x the {slow}" for slow in few))
 
 def against_itself(args, policy, pool):
     "A run's last step: two networks, a judge."
     for bf16 in (False, True):
-        s, where = batch(policy_player(policy, bf16=bf16), policy_player(policy, seed=1, bf16=bf16), random_openings(args.games//2, seed=1), max_plies=200, judge=pool, rule=JudgeConfig())
+        s, _, where = batch(policy_player(policy, bf16=bf16), policy_player(policy, seed=1, bf16=bf16), random_openings(args.games//2, seed=1), max_plies=200, judge=pool, rule=JudgeConfig())
         print(f"{'bfloat16' if bf16 else 'float32'}: {args.games} games in {s:.1f} s, {args.games/s:.2f} a second; {where}", flush=True)
 
 if __name__ == "__main__":

@@ -85,25 +85,19 @@ def policy_player(
     greedy:bool=False,     # True: always the most likely move
     seed:int=0,            # of the draws, when not greedy
     bf16:bool=False,       # bfloat16 matrix products: about twice as fast on CPUs that have them, and rounded scores
-    batch:int=64,          # most positions in one forward pass; small ones suit a CPU's cache
 )->Player:
     "Plays a policy, without dropout."
-    batch = batch if policy.device.type == "cpu" else 8*batch
-
     @torch.inference_mode()
-    def choose(boards, u):
+    def play(boards, games, ply):
         tokens, legal = (torch.as_tensor(x).to(policy.device) for x in encode(boards))
-        with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16): dist = policy.dist(tokens, legal)
-        slot = dist.argmax() if greedy else dist.sample(torch.as_tensor(u, device=policy.device))
+        was_training = policy.model.training
+        policy.model.eval()
+        try:
+            with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16): dist = policy.dist(tokens, legal)
+        finally: policy.model.train(was_training)
+        slot = dist.argmax() if greedy else dist.sample(torch.as_tensor(draws(seed, games, ply), device=policy.device))
         actions = legal.gather(1, slot[:, None])[:, 0].tolist()
         return [action_to_move(a, board.turn) for a, board in zip(actions, boards)]
-
-    def play(boards, games, ply):
-        was_training, u = policy.model.training, draws(seed, games, ply)
-        policy.model.eval()
-        try: parts = [choose(boards[i:i + batch], u[i:i + batch]) for i in range(0, len(boards), batch)]
-        finally: policy.model.train(was_training)
-        return sum(parts, [])
     return play
 
 # %% ../nbs/08_arena.ipynb #621dd4e4

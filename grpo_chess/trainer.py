@@ -557,14 +557,14 @@ class Trainer:
         played = time.perf_counter()
         try: moved = self.update(batch)
         except NotFinite: self.load_weights(before); raise
+        updated = time.perf_counter()
         ro, old = batch.rollout, MoveDist(batch.rollout.logp)
         entropy = mean_of_all(self.fabric, old.entropy()[ro.node[..., :-1][ro.train]])
         agreement = agreement_stats(ro) | dict(agreement_mean=mean_of_all(self.fabric, action_agreement(ro))) | policy_diversity(ro)
         if self.scfg.group == 1: agreement = dict.fromkeys([*agreement, "reward_spread"], math.nan)  # nobody to agree with, or to differ from
-        end = time.perf_counter()
         row = {"step": self.done, **batch.stats, **moved, "entropy": entropy, "effective_moves": math.exp(entropy), **agreement, "kl_step": self.moved_kl(batch),
                "temperature": ro.temperature, "lr": self.optimizer.param_groups[0]["lr"], "positions": len(ro.fens), "judged": self.judge.asked,
-               "seconds": end-start, "seconds_play": played-start, "seconds_update": end-played}
+               "seconds": time.perf_counter()-start, "seconds_play": played-start, "seconds_update": updated-played}
         row |= self.watch(row, before)
         self.done += 1
         return row
@@ -712,7 +712,7 @@ METRICS = {   # column: (meaning, the record's name)
     "plies": ("plies that train; with loss.moves = all, each with all its moves", ""),
     "positions": ("distinct positions of this process's games", ""),
     "judged": ("positions that the judge was asked, so far, by this process", ""),
-    "seconds": ("time of the step", ""),
+    "seconds": ("time of the step, measuring it included", ""),
     "seconds_play": ("of it, playing and judging", ""),
     "seconds_update": ("of it, updating", ""),
 }

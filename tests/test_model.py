@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from grpo_chess.board import action_to_move, encode, position_key
-from grpo_chess.model import (MODELS, ChessTransformer, ModelConfig, MoveDist, NoLegalMove, Policy, WeightsError, describe, forward_flops, freeze,
+from grpo_chess.model import (CACHED, MODELS, ChessTransformer, ModelConfig, MoveDist, NoLegalMove, Policy, WeightsError, describe, forward_flops, freeze,
                               load_model, n_params, save_model)
 
 MOST = chess.Board("R6R/3Q4/1Q4Q1/4Q3/2Q4Q/Q4Q2/pp1Q4/kBNN1KB1 w - - 0 1")          # 218 legal moves
@@ -134,6 +134,18 @@ def test_padding_changes_nothing():
     for l in (legal, wide):
         net.zero_grad(); Policy(net).dist(tok, l).entropy().sum().backward(); grads.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
     assert (grads[0] - grads[1]).norm() < 1e-4*grads[0].norm()
+
+@pytest.mark.parametrize("n", [0, 1, CACHED, CACHED+1, 3*CACHED-5])
+def test_large_batches_in_parts(n):
+    "Without gradients a batch of any size passes in parts; the distribution is that of one pass, row by row."
+    net, seen = lively(), []
+    net.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    tok, legal = (x[torch.arange(n) % len(BOARDS)] for x in batch(BOARDS))
+    whole = Policy(net).dist(tok, legal)
+    with torch.no_grad(): parts = Policy(net).dist(tok, legal)
+    assert seen[0] == n and sum(seen[1:]) == n and max(seen[1:]) <= CACHED and len(seen) == 1 + max(1, -(-n//CACHED))
+    torch.testing.assert_close(parts.logp, whole.logp.detach(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(parts.legal, whole.legal)
 
 def test_any_leading_shape():
     "[..., 65] and [..., L]: a grid, a list, one position."

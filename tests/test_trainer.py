@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import chess
@@ -193,6 +194,13 @@ def test_what_is_logged_of_a_step_is_what_happened(fabric):
     plies = [MoveDist(ro.logp[r]).entropy().item() for r in rows]
     assert row["entropy"] == pytest.approx(sum(plies)/len(plies), rel=1e-5) and row["effective_moves"] == pytest.approx(math.exp(row["entropy"]))
     assert row["agreement_mean"] == pytest.approx(action_agreement(ro).mean().item())
+
+def test_the_time_of_a_step_is_all_of_it(fabric, monkeypatch):
+    "Playing, updating and measuring: what a reader waits for is what the report adds up."
+    t, slow = make(fabric), lambda f, by: lambda *a, **kw: (time.sleep(by), f(*a, **kw))[1]
+    for name, by in (("play", .1), ("update", .2), ("moved_kl", .3)): monkeypatch.setattr(t, name, slow(getattr(t, name), by))
+    row = t.step()
+    assert row["seconds_play"] >= .1 and row["seconds_update"] >= .2 and row["seconds"] >= row["seconds_play"] + row["seconds_update"] + .3
 
 # Knobs
 
