@@ -60,7 +60,7 @@ from grpo_chess.model import MODELS, ChessTransformer
 from grpo_chess.positions import PositionsConfig, start_positions
 peak = lambda: int(next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('VmHWM')).split()[1])/2**10   # this process alone
 base = peak()
-t = Trainer(make_fabric(accelerator='cpu'), ChessTransformer(MODELS[{name!r}]), lambda s, f, n: start_positions(n, PositionsConfig(window_cp=0), 0, s, first=f),
+t = Trainer(make_fabric('32-true', 'cpu'), ChessTransformer(MODELS[{name!r}]), lambda s, f, n: start_positions(n, PositionsConfig(window_cp=0), 0, s, first=f),
             Judge(RewardConfig(judge='material')), SamplerConfig(boards={boards}, group={group}, plies={plies}), trainer=TrainerConfig())
 row = t.step(); print(base, peak(), row['plies'], row['seconds'])
 """

@@ -47,11 +47,11 @@ __all__ = ['ACTION_SPACE', 'UNKNOWN', 'SCHEMA', 'SOFT_SCHEMA', 'TARGETS', 'MEASU
            'check_labels', 'manifest_of', 'read_manifest', 'write_manifest', 'make_folder', 'bar', 'label',
            'soft_targets', 'best_targets', 'Batch', 'to_batch', 'turn_round', 'cross_entropy', 'measure',
            'measure_labels', 'Stream', 'fingerprint', 'read_tokens', 'held_out', 'TrainConfig', 'UsageError',
-           'TrainError', 'cpu_has_bf16', 'lr_share', 'MuonAdamW', 'make_optimizer', 'Pretrainer', 'save_run',
-           'read_checkpoint', 'resume_run', 'check', 'train', 'finish', 'Found', 'ConvertConfig', 'parquet_rows',
-           'played_moves', 'read_pgn', 'read_games', 'find_move', 'white_score', 'read_evals', 'board_of', 'read_soft',
-           'form_of', 'as_labels', 'convert', 'EvaluateConfig', 'find_weights', 'Games', 'for_report', 'evaluate',
-           'recipe', 'model_card', 'parse', 'main']
+           'TrainError', 'lr_share', 'MuonAdamW', 'make_optimizer', 'Pretrainer', 'save_run', 'read_checkpoint',
+           'resume_run', 'check', 'train', 'finish', 'Found', 'ConvertConfig', 'parquet_rows', 'played_moves',
+           'read_pgn', 'read_games', 'find_move', 'white_score', 'read_evals', 'board_of', 'read_soft', 'form_of',
+           'as_labels', 'convert', 'EvaluateConfig', 'find_weights', 'Games', 'for_report', 'evaluate', 'recipe',
+           'model_card', 'parse', 'main']
 
 # %% ../nbs/09_pretrain.ipynb #00d587e3
 class LabelError(ValueError):
@@ -625,16 +625,12 @@ class TrainConfig:
 
 MAY_CHANGE = ("out", "minutes", "steps", "eval_every", "eval_positions", "window", "micro", "accelerator", "compile")    # in a run that goes on
 
-# %% ../nbs/09_pretrain.ipynb #c6069509
+# %% ../nbs/09_pretrain.ipynb #3f84d4eb
 class UsageError(ValueError):
     "Something on the command line, in one line."
 
 class TrainError(RuntimeError):
     "A supervised run that cannot go on."
-
-def cpu_has_bf16()->bool:
-    "Does this CPU multiply in bfloat16 itself? Elsewhere bfloat16 is slower than float32."
-    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 def lr_share(
     step:int,          # done so far
@@ -680,7 +676,7 @@ class Pretrainer:
     "Supervised training of one model; `step()` is one batch."
     def __init__(self, cfg:TrainConfig):
         self.cfg, cuda = cfg, cfg.accelerator != "cpu" and torch.cuda.is_available()
-        try: self.fabric = make_fabric("bf16-mixed" if cfg.precision == "auto" and not cuda and cpu_has_bf16() else cfg.precision, cfg.accelerator)
+        try: self.fabric = make_fabric(cfg.precision, cfg.accelerator)
         except ValueError as e: raise UsageError(str(e)) from None
         if self.fabric.world_size > 1: raise UsageError("supervised training runs in one process: start it without torchrun")
         self.stream = Stream(cfg.labels, cfg.batch, cfg.seed, 0 if cfg.heldout else cfg.held, cfg.window)

@@ -28,6 +28,7 @@ def get(cfg, key):
 def test_is_a_valid_run_at_both_sizes(path):
     full, small = (parse(["--preset", "scratch", "--config", str(path), *more])[0] for more in ([], ["--config", str(TOP/"configs/small.yaml")]))
     assert full.model.width == 256 and small.model.width == 96
+    assert full.trainer.precision == small.trainer.precision == "32-true"                               # its trainer set none
     assert small.loss == full.loss and small.guard == full.guard and small.ablate == full.ablate      # smaller, and otherwise the same run
 
 @pytest.mark.parametrize("row", SAID, ids=lambda r: f"{r['run_id']}-{r['parameter']}")

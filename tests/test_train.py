@@ -53,7 +53,8 @@ def test_the_default_is_what_the_page_on_learning_measured(monkeypatch):
     from run import settings
     plan = yaml.safe_load((TOP/"nbs/experiments/plan.yaml").read_text())["learning"]
     ran, _ = parse(["--preset", "scratch", "--minutes", "15", *settings([*plan["base"], *plan["arms"]["tiny"]])])
-    ran.trainer.precision, ran.engine.processes = "auto", 0                   # they ran on one core of a CPU with bfloat16
+    assert ran.trainer.precision == "bf16-mixed"                            # as auto takes it where they ran: one core of a CPU with bfloat16
+    ran.trainer.precision, ran.engine.processes = "auto", 0
     assert parse([])[0] == ran
 
 def test_the_command_ends_its_process_group(tmp_path, capsys):

@@ -28,7 +28,7 @@ SMALL = ModelConfig(width=32, layers=2, heads=2)
 TIMES = {"seconds", "seconds_play", "seconds_update", "judged"}
 
 @pytest.fixture(scope="module")
-def fabric(): return make_fabric(accelerator="cpu")
+def fabric(): return make_fabric("32-true", "cpu")
 
 def make(fabric, seed=0, model=SMALL, sampler=None, loss=None, ablate=None, starts=None, sharpen=1., guard=None, **trainer):
     torch.manual_seed(seed)
@@ -253,7 +253,7 @@ def test_resuming_with_a_reference_keeps_the_first_policy(fabric, tmp_path):
     again = make(fabric, loss=loss); load_checkpoint(again, checkpoints(tmp_path)[-1])
     assert [untimed(again.step()) for _ in range(2)] == rows[2:]
 
-ARGS = ["--preset", "scratch", "--reward.judge", "material", "--positions.window_cp", "0", "--match.games", "0", "--sampler.boards", "6", "--sampler.group", "4", "--sampler.plies", "3", "--trainer.steps", "2",
+ARGS = ["--preset", "scratch", "--trainer.precision", "32-true", "--reward.judge", "material", "--positions.window_cp", "0", "--match.games", "0", "--sampler.boards", "6", "--sampler.group", "4", "--sampler.plies", "3", "--trainer.steps", "2",
         "--trainer.minibatches", "3", "--accelerator", "cpu", "--model.width", "32", "--model.layers", "2", "--model.heads", "2"]
 
 GUARDED = ["--trainer.lr", "0.01", "--trainer.steps", "4", "--loss.entropy_coef", "0.1", "--loss.kl_coef", "0.01", "--guard.entropy_floor", "5", "--guard.floor_patience", "2", "--guard.kl_controller", "proportional",
