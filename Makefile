@@ -6,8 +6,9 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 export PYTHON
-# threads that wait should not spin: costs nothing on an idle machine, and a third of the time on a busy one
-export OMP_WAIT_POLICY ?= passive
+# Threads that wait spin for a moment, then sleep. Seconds a step of the default run on two cores, idle and beside one busy process:
+# libgomp's own choice 1.0 and 34, no spinning (OMP_WAIT_POLICY=passive) 1.3 to 1.7 and 1.6, this 1.1 to 1.3 and 2.0.
+export GOMP_SPINCOUNT ?= 1000
 ARGS ?=
 
 .PHONY: train test export engine
