@@ -3,7 +3,7 @@
     python nbs/experiments/run.py                    # what there is, and how many of its runs are done
     python nbs/experiments/run.py settings            # make the runs of one experiment that are missing
     python nbs/experiments/run.py settings "freeze 2"  # of this arm only
-    python nbs/experiments/run.py settings --again    # all of them anew
+    python nbs/experiments/run.py settings --again    # all of them anew, or those of the arms that are named
     python nbs/experiments/run.py learning --weights DIR   # and keep the weights of its checkpoints and ends there, for matches
 
 `plan.yaml` says what is run: `base` comes before and `after` behind the settings of every arm, an arm has settings of `python -m grpo_chess.train`, and each arm has seeds.
@@ -92,17 +92,18 @@ def main():
     name = sys.argv[1]
     if name not in plan: sys.exit(f"there is no experiment {name!r} in plan.yaml; there are {', '.join(plan)}")
     x, files = plan[name], [HERE/f"data/{name}{part}.csv" for part in ("", "_end", "_curve")]
-    if "--again" in sys.argv:
-        for f in files: f.unlink(missing_ok=True)
     lock = TOP/f"runs/{name}.lock"; lock.parent.mkdir(exist_ok=True)
     rest = sys.argv[2:]; weights = rest.pop(rest.index("--weights") + 1) if "--weights" in rest else ""
     wanted = [a for a in rest if not a.startswith("-")]
+    if unknown := [a for a in wanted if a not in x["arms"]]: sys.exit(f"{name} has no arm {unknown[0]!r}; it has {', '.join(map(repr, x['arms']))}")
+    run, order = lambda r: (r["arm"], int(r["seed"])), {run: i for i, run in enumerate(x["runs"])}
     for arm, seed in x["runs"]:
-        if wanted and arm not in wanted or any((r["arm"], int(r["seed"])) == (arm, seed) for r in read(files[1])): continue
+        if wanted and arm not in wanted or "--again" not in rest and (arm, seed) in map(run, read(files[1])): continue
         made = one(name, arm, settings([*x.get("base", []), *x["arms"][arm], *x.get("after", [])]), seed, x, weights)
         with FileLock(lock):       # another process may make other arms of the same experiment
             for file, rows in zip(files, made):
-                if rows: write(file, read(file) + rows)
+                kept = [r for r in read(file) if run(r) != (arm, seed)]     # only now does an earlier run go
+                if rows: write(file, sorted(kept + rows, key=lambda r: order.get(run(r), -1)))
         print(made[1][0], flush=True)
 
 if __name__ == "__main__": main()

@@ -1,0 +1,39 @@
+"The experiments' histories: nothing is lost when a part of them is made anew."
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+RUN = Path(__file__).resolve().parent.parent/"nbs/experiments/run.py"
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+    "run.py on a plan of two arms and two seeds; a run is a number that grows."
+    spec = importlib.util.spec_from_file_location("run_experiments", RUN); module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+    (tmp_path/"data").mkdir(); (tmp_path/"plan.yaml").write_text(yaml.safe_dump({"small": dict(question="?", seeds=[0, 1], arms={"b, c": [], "a": []})}))
+    monkeypatch.setattr(module, "HERE", tmp_path); monkeypatch.setattr(module, "TOP", tmp_path)
+    made = []
+    def one(name, arm, args, seed, x, weights):
+        made.append((arm, seed)); row = dict(arm=arm, seed=seed, number=len(made))
+        return [row, row], [row], []
+    monkeypatch.setattr(module, "one", one)
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["run.py", *args]); module.main()
+        return [(r["arm"], int(r["seed"]), int(r["number"])) for r in csv.DictReader((tmp_path/"data/small_end.csv").open())], len(made)
+    return run
+
+def test_rows_stand_in_the_order_of_the_plan(experiment):
+    experiment("small", "a")
+    assert experiment("small") == ([("b, c", 0, 3), ("b, c", 1, 4), ("a", 0, 1), ("a", 1, 2)], 4)
+    assert experiment("small")[1] == 4                                    # what is there is not made again
+
+def test_again_replaces_what_was_named_and_nothing_else(experiment):
+    experiment("small")
+    assert experiment("small", "a", "--again")[0] == [("b, c", 0, 1), ("b, c", 1, 2), ("a", 0, 5), ("a", 1, 6)]
+    assert [n for *_, n in experiment("small", "--again")[0]] == [7, 8, 9, 10]
+
+def test_an_unknown_arm_is_an_error_that_names_those_there_are(experiment):
+    with pytest.raises(SystemExit, match="small has no arm 'd'; it has 'b, c', 'a'"): experiment("small", "d")
