@@ -13,7 +13,7 @@ RUN = Path(__file__).resolve().parent.parent/"nbs/experiments/run.py"
 def experiment(tmp_path, monkeypatch):
     "run.py on a plan of two arms and two seeds; a run is a number that grows."
     spec = importlib.util.spec_from_file_location("run_experiments", RUN); module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
-    (tmp_path/"data").mkdir(); (tmp_path/"plan.yaml").write_text(yaml.safe_dump({"small": dict(question="?", seeds=[0, 1], arms={"b, c": [], "a": []})}))
+    (tmp_path/"data").mkdir(); (tmp_path/"plan.yaml").write_text(yaml.safe_dump({"small": dict(question="?", seeds=[0, 1], arms={"b, c": [], "a": []})}, sort_keys=False))
     monkeypatch.setattr(module, "HERE", tmp_path); monkeypatch.setattr(module, "TOP", tmp_path)
     made = []
     def one(name, arm, args, seed, x, weights):
