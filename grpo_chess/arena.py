@@ -35,15 +35,15 @@ from .settings import build, known_keys, one_line, sections, unknown_key
 class ArenaError(RuntimeError): "A player, a judge or a file did not do its part; one line says which."
 
 # %% auto #0
-__all__ = ['Player', 'UNITS', 'PAWN', 'MIN_GAMES', 'RATINGS', 'COLUMNS', 'KINDS', 'PRESETS', 'FLOOR_NETS', 'USER_ERRORS',
-           'ArenaError', 'draws', 'random_player', 'policy_player', 'game_text', 'engine_player', 'engine_units',
-           'skill_pick', 'weak_engine_player', 'random_openings', 'read_openings', 'file_openings', 'Game',
-           'JudgeConfig', 'play_match', 'evidence', 'score_interval', 'elo', 'expected_score', 'normalized_elo',
+__all__ = ['Player', 'UNITS', 'PAWN', 'RESULTS', 'MIN_GAMES', 'RATINGS', 'COLUMNS', 'KINDS', 'PRESETS', 'FLOOR_NETS',
+           'USER_ERRORS', 'ArenaError', 'draws', 'random_player', 'policy_player', 'game_text', 'engine_player',
+           'engine_units', 'skill_pick', 'weak_engine_player', 'random_openings', 'read_openings', 'file_openings',
+           'Game', 'JudgeConfig', 'play_match', 'evidence', 'score_interval', 'elo', 'expected_score', 'normalized_elo',
            'MatchResult', 'SprtConfig', 'Sprt', 'sprt', 'play_sprt', 'Ladder', 'fit_ladder', 'play_ladder', 'Label',
            'read_labels', 'Regret', 'regret', 'Puzzle', 'read_puzzles', 'PuzzleResult', 'solve', 'read_name',
            'needs_engine', 'load_player_model', 'ArenaConfig', 'make_parser', 'parse', 'Arena', 'play_named',
-           'by_untrained', 'play_floor', 'play_levels', 'measure_regret', 'measure_puzzles', 'for_json', 'write_text',
-           'run', 'main']
+           'by_untrained', 'play_floor', 'play_levels', 'measure_regret', 'measure_puzzles', 'for_json', 'can_write',
+           'write_text', 'run', 'main']
 
 # %% ../nbs/08_arena.ipynb #6706408a
 Player = Callable[[list[chess.Board], list[int], int], list[chess.Move]]   # boards, game numbers, ply -> moves
@@ -197,11 +197,13 @@ def random_openings(
         if not terminal(board): found.setdefault(position_key(board), board)
     raise ValueError(f"there are fewer than {n} openings of {plies} plies")
 
-# %% ../nbs/08_arena.ipynb #aa389494
+# %% ../nbs/08_arena.ipynb #c3240c85
+RESULTS = ("1-0", "0-1", "1/2-1/2", "*")
+
 def _play_line(text):
     "Board after moves in SAN or UCI; move numbers are skipped."
-    board = chess.Board()
-    for word in text.split():
+    board, words = chess.Board(), text.split()
+    for word in words[:-1] if words and words[-1] in RESULTS else words:
         word = word.lstrip("0123456789").lstrip(".") if word[0].isdigit() and not word.startswith("0-0") else word
         if not word: continue
         try: board.push(chess.Move.from_uci(word) if _is_uci(word) and board.is_legal(chess.Move.from_uci(word)) else board.parse_san(word))
@@ -784,6 +786,7 @@ def read_name(
         try: settings[key] = kinds[key](value)
         except ValueError: raise ArenaError(f"player {text!r}: {key} = {value!r} is not a number") from None
     if (p := settings.get("preset")) and p not in MODELS: raise ArenaError(f"player {text!r}: there is no preset {p!r}; there are {', '.join(MODELS)}")
+    if not 0 <= settings.get("temperature", 0) < math.inf: raise ArenaError(f"player {text!r}: a temperature is a number from 0")
     return name, settings
 
 def needs_engine(text:str)->bool: return read_name(text)[0] in ("weak", "stockfish")
@@ -798,7 +801,7 @@ def load_player_model(
         torch.manual_seed(s.get("seed", 0))
         return ChessTransformer(MODELS[s["preset"]] if "preset" in s else like.cfg if like else None).eval()
     if name in KINDS: return None
-    if name in MODELS: return pretrained(name)
+    if name in MODELS: return pretrained(name, MODELS[s["preset"]] if "preset" in s else None)
     path = Path(name)/"model.safetensors" if Path(name).is_dir() else Path(name)
     if path.suffix != ".safetensors": raise ArenaError(f"there is no player {name!r}: name a .safetensors file or a run's folder, weights of the package ({', '.join(MODELS)}), or {', '.join(KINDS)}")
     return load_model(path, MODELS[s["preset"]] if "preset" in s else None)
@@ -902,8 +905,7 @@ class Arena:
         engine = cfg.ladder >= 0 or cfg.games and (cfg.judge.on or needs_engine(cfg.b)) or needs_engine(cfg.a)
         self.model = load_player_model(cfg.a)
         if self.model is None and cfg.games: self.model = load_player_model(cfg.b)
-        for path in filter(None, (cfg.pgn, cfg.json)):
-            if not Path(path).parent.is_dir(): raise ArenaError(f"cannot write {path}: there is no folder {Path(path).parent}")
+        for path in filter(None, (cfg.pgn, cfg.json)): can_write(path)
         self.labels = read_labels(cfg.regret) if cfg.regret else []
         self.puzzles = read_puzzles(cfg.puzzles, cfg.puzzle_count) if cfg.puzzles else []
         self.openings = self.choose_openings() if cfg.games else []
@@ -1018,6 +1020,11 @@ def for_json(x):
     if isinstance(x, Regret): return for_json(dict(mean=x.mean, interval=x.interval, best=x.best, positions=len(x.each)))
     if isinstance(x, PuzzleResult): return for_json(dict(accuracy=x.accuracy, interval=x.interval, puzzles=len(x.puzzles), by_rating=x.by_rating()))
     return x
+
+def can_write(path:str)->None:
+    "ArenaError, before hours of play, where a file could not be written after them."
+    if Path(path).is_dir(): raise ArenaError(f"cannot write {path}: it is a folder; name a file")
+    if not Path(path).parent.is_dir(): raise ArenaError(f"cannot write {path}: there is no folder {Path(path).parent}")
 
 def write_text(path:str, text:str)->None:
     "A file, whole or not at all."

@@ -31,7 +31,7 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from .arena import RATINGS, ArenaError, Ladder, MatchResult, engine_player, play_ladder, play_match, policy_player, random_openings, random_player
+from .arena import RATINGS, ArenaError, Ladder, MatchResult, can_write, engine_player, play_ladder, play_match, policy_player, random_openings, random_player, write_text
 from .board import (ACTION_FROM, ACTION_PROMO, ACTION_TO, ACTIONS, PositionError, action_to_move, legal_actions, parse_fen, position_key,
                               terminal, tokens)
 from .engine import CP_MAX, MATE, EngineConfig, EngineError, EnginePool, engine_name
@@ -556,7 +556,7 @@ class TrainConfig:
         labels: folder of labels
         out: file of weights to write, *.safetensors; what the run needs to go on lies in a folder beside it
         model: preset: tiny, record or base
-        init: weights to start from; empty starts from scratch
+        init: weights to start from: a .safetensors file, or tiny for those that come with the package; empty starts from scratch
         minutes: time to train, over all resumptions; 0 means by steps
         steps: batches to train, when minutes is 0
         targets: soft (softmax of win probability/tau over all moves) or best (the best move)
@@ -681,7 +681,9 @@ class Pretrainer:
         if self.fabric.world_size > 1: raise UsageError("supervised training runs in one process: start it without torchrun")
         self.stream = Stream(cfg.labels, cfg.batch, cfg.seed, 0 if cfg.heldout else cfg.held, cfg.window)
         torch.manual_seed(cfg.seed)
-        model = load_model(cfg.init, MODELS[cfg.model]) if cfg.init else ChessTransformer(MODELS[cfg.model])
+        shape = MODELS[cfg.model]
+        if cfg.init in MODELS and not Path(cfg.init).exists(): model = pretrained(cfg.init, shape)         # as in grpo_chess.train
+        else: model = load_model(cfg.init, shape) if cfg.init else ChessTransformer(shape)
         self.model = self.kept = self.fabric.to_device(model).train()
         if cfg.ema:
             self.kept = self.fabric.to_device(ChessTransformer(model.cfg))
@@ -1045,7 +1047,7 @@ class EvaluateConfig:
 
     Args:
         weights: a .safetensors file, or the name of weights that come with the package
-        labels: folder of labels, whose first shards are measured; empty for none
+        labels: folder of labels, whose first shards are measured, without positions that the others hold too; empty for none
         held: how many of them
         positions: positions to measure, at most
         tau: of the soft targets
@@ -1117,10 +1119,12 @@ def evaluate(
 )->dict:
     "Measure weights on labels and in games."
     say, out = (lambda *a: None) if quiet else lambda *a: print(*a, flush=True), dict(weights=cfg.weights)
+    for path in filter(None, (cfg.out, cfg.card)): can_write(path)
     model, about = find_weights(cfg.weights)
     say(f"{cfg.weights}: {n_params(model):,} parameters")
     if cfg.labels:
-        out["measured"] = measure_labels(Policy(model), held_out(cfg.labels, cfg.held, cfg.positions), tau=cfg.tau)
+        trained = [Path(cfg.labels)/x["name"] for x in read_manifest(cfg.labels)["shards"][cfg.held:]] if cfg.held else []
+        out["measured"] = measure_labels(Policy(model), held_out(cfg.labels, cfg.held, cfg.positions, trained), tau=cfg.tau)
         say("  ".join(f"{k} {v:.4f}" for k, v in out["measured"].items()))
     if cfg.games:
         with EnginePool(cfg.engine) as pool:
@@ -1132,8 +1136,8 @@ def evaluate(
                 say(f"{name}: {ladder}")
                 out["ratings"].append(dict(player=name, rating=str(ladder)))
                 out["matches"] += map(for_report, ladder.matches.values())
-    if cfg.out: Path(cfg.out).write_text(json.dumps(out, indent=1) + "\n")
-    if cfg.card: Path(cfg.card).write_text(model_card(Path(cfg.weights).stem, model, about, out))
+    if cfg.out: write_text(cfg.out, json.dumps(out, indent=1) + "\n")
+    if cfg.card: write_text(cfg.card, model_card(Path(cfg.weights).stem, model, about, out))
     return out
 
 def recipe(

@@ -469,7 +469,7 @@ def test_an_engine_that_cheats_is_no_result(tmp_path):
 
 # Openings from files
 
-BOOK = {"a.txt": "# a comment\n1. e4 e5 2. Nf3\n\ne2e4 c7c5 g1f3 d7d6 f1b5 b8d7 e1g1\n1.d4 d5\n1.O-O\n".replace("1.O-O\n", ""),
+BOOK = {"a.txt": "# a comment\n1. e4 e5 2. Nf3\n\ne2e4 c7c5 g1f3 d7d6 f1b5 b8d7 e1g1 1-0\n1.d4 d5\n1.O-O\n".replace("1.O-O\n", ""),
         "a.pgn": '[Event "x"]\n\n1. e4 e5 2. Nf3 *\n\n[Event "y"]\n\n1. e4 c5 2. Nf3 d6 3. Bb5+ Nd7 4. O-O *\n\n1. d4 d5 *\n'}
 
 @pytest.mark.parametrize("name", BOOK)
@@ -804,7 +804,8 @@ def test_sprt_by_command(net, capsys):
 @pytest.mark.parametrize("args, says", [
     (["--a", "none.safetensors"], "no weights at none.safetensors"), (["--a", "tinny"], "there is no player 'tinny'"), (["--games", "8"], "at least 16"), (["--a", "NET:preset=tiny"], "another shape"),
     (["--openings", "book.txt"], "book.txt, line 2: 'e4e5' cannot be played"), (["--openings", "short.txt"], "holds 1 different openings"), (["--puzzles", "bad.csv"], "bad.csv, line 2"), (["--regret", "bad.csv"], "bad.csv, line 2: it is not JSON"),
-    (["--games", "0"], "nothing to measure"), (["--json", "no/folder/x.json"], "cannot write"), (["--opening_plies", "0"], "fewer than 8 openings"), (["--b", "stockfish:depth=0"], "one limit")])
+    (["--games", "0"], "nothing to measure"), (["--json", "no/folder/x.json"], "there is no folder no/folder"), (["--pgn", "."], "it is a folder"),
+    (["--a", "tiny:preset=record"], "another shape"), (["--a", "tiny:temperature=-1"], "a temperature is a number from 0"), (["--opening_plies", "0"], "fewer than 8 openings"), (["--b", "stockfish:depth=0"], "one limit")])
 def test_bad_input_is_one_line(tmp_path, net, monkeypatch, capsys, args, says):
     monkeypatch.chdir(tmp_path)
     Path("book.txt").write_text("e2e4\ne2e4 e4e5\n"); Path("short.txt").write_text("e2e4\n"); Path("bad.csv").write_text("PuzzleId\nx,y\n")

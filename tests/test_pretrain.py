@@ -18,9 +18,10 @@ import pytest
 import torch
 
 import grpo_chess.pretrain as pretrain
+from grpo_chess.arena import ArenaError
 from grpo_chess.board import ACTIONS, action_to_move, encode, legal_actions, position_key, tokens
 from grpo_chess.engine import MATE, EngineConfig, EngineError, EnginePool
-from grpo_chess.model import MODELS, ChessTransformer, MoveDist, Policy, WeightsError, save_model
+from grpo_chess.model import MODELS, ChessTransformer, MoveDist, Policy, WeightsError, load_model, pretrained, save_model
 from grpo_chess.pretrain import (UNKNOWN, Batch, ConvertConfig, EvaluateConfig, LabelConfig, LabelError, Pretrainer, Stream, TrainConfig, UsageError, best_targets,
                                  convert, cross_entropy, evaluate, held_out, join, label, make_labels, make_shard, measure, measure_labels, read_manifest, read_shard,
                                  resume_run, soft_targets, to_batch, train, turn_round, write_shard)
@@ -485,6 +486,19 @@ def test_help_names_every_setting(capsys):
 def test_the_module_runs(tmp_path):
     r = cli("train", "--labels", "nowhere", cwd=tmp_path)
     assert r.returncode == 2 and "error: nowhere is no folder of labels" in r.stderr and "Traceback" not in r.stderr
+
+def test_a_run_starts_from_the_package_weights_by_name(labels, tmp_path):
+    cfg = config(labels, tmp_path, model="tiny", init="tiny")
+    assert all(torch.equal(a, b) for a, b in zip(Pretrainer(cfg).model.parameters(), pretrained("tiny").parameters()))
+
+def test_evaluate_does_not_measure_what_was_trained_on(labels, tmp_path):
+    "Positions of the held-out shard that stand in another one too do not count, and a file that cannot be written is found out first."
+    train(config(labels, tmp_path, steps=2), quiet=True)
+    shards, net = [labels/s["name"] for s in read_manifest(labels)["shards"]], str(tmp_path/"net.safetensors")
+    new = held_out(labels, 1, 1000, shards[1:]); assert len(new) < len(held_out(labels, 1, 1000))
+    got = evaluate(EvaluateConfig(weights=net, games=0, labels=str(labels), positions=1000), quiet=True)["measured"]
+    assert got == measure_labels(Policy(load_model(net)), new)
+    with pytest.raises(ArenaError, match="there is no folder"): evaluate(EvaluateConfig(weights=net, games=0, labels=str(labels), card=str(tmp_path/"no/net.md")), quiet=True)
 
 def test_evaluate_writes_scores_with_their_intervals(labels, tmp_path):
     train(config(labels, tmp_path, steps=2, tau=.05), quiet=True)

@@ -8,11 +8,11 @@ position, and regret is measured on the others.
     python nbs/experiments/grid.py forgetting          # -> nbs/data/forgetting.csv, 36 runs
     python nbs/experiments/grid.py mismatch            # -> nbs/data/mismatch.csv, 12 runs; up to five minutes each on one idle core
 """
+import argparse
 import csv
 import itertools
 import json
 import math
-import sys
 from pathlib import Path
 
 import chess
@@ -93,14 +93,17 @@ def mismatch(judge:Stored):
         t = small_run(judge, seed, sampler=dict(temperature=1.3), ablate=AblateConfig(loss_temperature=loss_temperature if loss_temperature != 1.3 else 0.), lr=lr)
         for row in history(judge, t, 60, 20, ("clip_region", "clip_binding")): yield dict(lr=lr, loss_temperature=loss_temperature, seed=seed) | row
 
-def main(name:str)->None:
+def main()->None:
     "Run one of the experiments and write its table."
     torch.set_num_threads(1)
-    made, rows = dict(lr_entropy_grid=lr_entropy_grid, forgetting=forgetting, mismatch=mismatch)[name], []
+    known, parser = dict(lr_entropy_grid=lr_entropy_grid, forgetting=forgetting, mismatch=mismatch), argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=known)
+    name = parser.parse_args().name
+    made, rows = known[name], []
     with open(DATA/f"{name}.csv.tmp", "w", newline="") as f:
         for row in made(Stored()):
             if not rows: writer = csv.DictWriter(f, row.keys(), lineterminator="\n"); writer.writeheader()
             rows.append(row); writer.writerow({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()}); f.flush()
     (DATA/f"{name}.csv.tmp").rename(DATA/f"{name}.csv")
 
-if __name__ == "__main__": main(sys.argv[1])
+if __name__ == "__main__": main()

@@ -93,7 +93,9 @@ def main():
     if name not in plan: sys.exit(f"there is no experiment {name!r} in plan.yaml; there are {', '.join(plan)}")
     x, files = plan[name], [HERE/f"data/{name}{part}.csv" for part in ("", "_end", "_curve")]
     lock = TOP/f"runs/{name}.lock"; lock.parent.mkdir(exist_ok=True)
-    rest = sys.argv[2:]; weights = rest.pop(rest.index("--weights") + 1) if "--weights" in rest else ""
+    rest = sys.argv[2:]; at = rest.index("--weights") + 1 if "--weights" in rest else 0
+    if at == len(rest) > 0: sys.exit("--weights needs a folder")
+    weights = rest.pop(at) if at else ""
     wanted = [a for a in rest if not a.startswith("-")]
     if unknown := [a for a in wanted if a not in x["arms"]]: sys.exit(f"{name} has no arm {unknown[0]!r}; it has {', '.join(map(repr, x['arms']))}")
     run, order = lambda r: (r["arm"], int(r["seed"])), {run: i for i, run in enumerate(x["runs"])}

@@ -5,16 +5,22 @@
 
 Groups of one ply need a new start for each group; a file is cheaper than random play. Positions are written as their mover sees them: White to move.
 """
+import argparse
 import sys
 from pathlib import Path
 
 from grpo_chess.model import describe
-from grpo_chess.pretrain import read_manifest, read_shard
+from grpo_chess.pretrain import LabelError, read_manifest, read_shard
 
-def main(folder, out):
-    shard = read_manifest(folder)["shards"][0]["name"]
-    fens = dict.fromkeys(describe(t) for t in read_shard(Path(folder)/shard).tokens)
-    Path(out).parent.mkdir(exist_ok=True); Path(out).write_text("\n".join(fens) + "\n")
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("labels", type=Path); parser.add_argument("out", type=Path, help=".fen file to write")
+    args = parser.parse_args()
+    try:
+        shard = read_manifest(args.labels)["shards"][0]["name"]
+        fens = dict.fromkeys(describe(t) for t in read_shard(args.labels/shard).tokens)
+    except LabelError as e: sys.exit(f"error: {e}")
+    args.out.parent.mkdir(exist_ok=True); args.out.write_text("\n".join(fens) + "\n")
     print(f"{len(fens)} positions of {shard}")
 
-if __name__ == "__main__": main(*sys.argv[1:])
+if __name__ == "__main__": main()

@@ -35,6 +35,7 @@ def main():
     parser.add_argument("--games", type=int, default=1000); parser.add_argument("--levels", default="0,1,2"); parser.add_argument("--only", default="", help="kinds that contain this")
     parser.add_argument("--openings", type=int, default=-1, help="seed of the openings; below 0 it comes from the name")
     args = parser.parse_args()
+    if bad := [w for w in args.weights if "=" not in w]: parser.error(f"{bad[0]!r} is not NAME=WEIGHTS")
     out = Path(args.out)
     rows = list(csv.DictReader(out.open())) if out.exists() else []
     with EnginePool(EngineConfig()) as pool:

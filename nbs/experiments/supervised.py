@@ -3,6 +3,7 @@
     python -m grpo_chess.pretrain label --positions 350000 --depth 1 --seed 1 --out labels     # a seed that the weak start has not seen
     python nbs/experiments/supervised.py labels DIR                                        # weights of the three seeds stay in DIR, for matches
 """
+import argparse
 import json
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from grpo_chess.arena import read_labels
 BATCH = 256
 
 def main():
-    labels, out = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__.split(". ")[0])
+    parser.add_argument("labels"); parser.add_argument("out", help="folder for the weights")
+    labels, out = vars(parser.parse_args()).values()
     Path(out).mkdir(parents=True, exist_ok=True)
     budget = np.mean([int(r["judged"]) for r in read(HERE/"data/learning_curve.csv") if r["arm"] == "weak start" and r["step"] == "600"])
     held, start, rows = read_labels(HERE.parent/"data/heldout.jsonl"), HERE.parent/"data/start.safetensors", []
