@@ -4,6 +4,8 @@
     python nbs/experiments/heldout.py games LABELS ...     # LABELS: the folders that supervised training used; three minutes on one core
 
 writes nbs/data/heldout_games.jsonl, which `grpo_chess.arena.read_labels` reads. Positions are written as their mover sees them: White to move.
+nbs/data/heldout.jsonl, on which runs follow their regret, is an earlier set, of openings alone: `pretrain label --positions 2000 --rows 2000 --seed 99 --depth 8` ends its 256 games after eight plies,
+and all of its positions that stand in no label of seed 0 were taken.
 """
 import argparse
 import json
