@@ -38,7 +38,7 @@ from .engine import CP_MAX, MATE, EngineConfig, EngineError, EnginePool, engine_
 from .model import MODELS, ChessTransformer, MoveDist, NoLegalMove, Policy, WEIGHTS, WeightsError, load_model, n_params, pretrained, save_model
 from .reward import arrange, win_probability
 from .settings import StopRequest, build, known_keys, one_line, unknown_key
-from .trainer import CheckpointError, InPrecision, checkpoints, flush, make_fabric, read_metrics
+from .trainer import CheckpointError, InPrecision, checkpoints, flush, make_fabric, move_average, read_metrics
 
 # %% auto #0
 __all__ = ['ACTION_SPACE', 'UNKNOWN', 'SCHEMA', 'SOFT_SCHEMA', 'TARGETS', 'MEASURES', 'MAY_CHANGE', 'READERS', 'COMMANDS',
@@ -716,16 +716,10 @@ class Pretrainer:
         if not math.isfinite(loss): raise TrainError(f"step {self.done}: the loss is {loss}; the last checkpoint in {cfg.folder} stands")
         self.optimizer.step()
         self.done += 1
-        if cfg.ema: self.average()
+        if cfg.ema: move_average(self.kept, self.model, cfg.ema, self.done)
         self.losses.append(loss)
         self.seconds += time.perf_counter() - start
         return dict(loss=loss, grad_norm=norm, lr=share*cfg.lr)
-
-    @torch.no_grad()
-    def average(self)->None:
-        "Move the kept weights a little towards the present ones; early on more, so that the start is soon forgotten."
-        share = 1 - min(self.cfg.ema, (1 + self.done)/(10 + self.done))
-        torch._foreach_lerp_(list(self.kept.parameters()), list(self.model.parameters()), share)
 
     def evaluate(self, held:Labels)->dict[str, float]:
         "MEASURES on positions that were held out."

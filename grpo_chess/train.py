@@ -42,7 +42,7 @@ __all__ = ['CONFIGS', 'MAY_CHANGE', 'OPENING_SEED', 'REPORT', 'USER_ERRORS', 'Ma
            'make_parser', 'check_key', 'flatten', 'read_yaml', 'parse', 'check_resumable', 'take', 'RunError',
            'GuardStop', 'to_yaml', 'run_folder', 'open_run', 'Log', 'old_against_new', 'change', 'guard_actions',
            'write_report', 'untrained', 'initial_model', 'engine_share', 'needs_engine', 'progress_text', 'run',
-           'all_or_none', 'prepare', 'resume_from', 'describe_run', 'train_loop', 'main']
+           'all_or_none', 'prepare', 'resume_from', 'describe_run', 'steps_left', 'train_loop', 'main']
 
 # %% ../nbs/11_train.ipynb #dc221290
 @dataclass
@@ -73,7 +73,7 @@ class Config:
         out: folder of all runs
         seed: of everything that is random
         init: weights to start from: a .safetensors file, or tiny for those that come with the package; empty starts from scratch
-        minutes: stop after the step that passes this time, and still report; 0 means no limit
+        minutes: stop after the step that passes this time, with the schedules at their ends, and still report; 0 means no limit
         accelerator: auto, cpu or cuda
         track: none, or wandb (which works offline without a login)
         model: shape of the network
@@ -404,9 +404,9 @@ def run(
             if cfg.match.games and trainer.done:
                 say("playing new against old ...")
                 floor = fabric.to_device(untrained(cfg)) if cfg.init else None
-                matches = old_against_new(trainer.model.eval(), fabric.to_device(old), cfg.match, pool, cfg.seed, floor)
+                matches = old_against_new(trainer.kept.eval(), fabric.to_device(old), cfg.match, pool, cfg.seed, floor)
             text = write_report(folder, cfg, log.rows, matches, why, about)
-            save_model(trainer.model, folder/"model.safetensors")
+            save_model(trainer.kept, folder/"model.safetensors")
             say("\n" + text.replace("![panel](report.png)", f"The panel is in {folder/'report.png'}"))
         fabric.barrier()
         if trainer.aborted: raise GuardStop(why)
@@ -451,20 +451,29 @@ def describe_run(cfg:Config, fabric, trainer:Trainer, pool:EnginePool|None)->str
     return (f"{n_params(trainer.model)/1e6:.2f} M parameters ({n_params(trainer.model, True)/1e6:.2f} M train), {s.boards}×{s.group} games of {s.plies} plies a step; "
             f"judged by {judge}; on {where}.")
 
+def steps_left(
+    times:list[float],  # when the steps so far ended, seconds
+    end:float,          # when the run has to end
+)->float:               # steps that there is time for; inf before there is anything to go by
+    "The step that passes the time limit counts: it is finished."
+    recent = np.diff(times[-11:])
+    return max(1., float(np.ceil((end - times[-1])/max(np.median(recent), 1e-9)))) if len(recent) >= 3 else math.inf
+
 def train_loop(fabric, trainer, cfg, folder, log, started, quiet)->str:
     "Steps until the end, the time limit, a signal or a guard's abort; returns why it stopped, in a sentence."
     save = lambda: fabric.is_global_zero and save_checkpoint(trainer, folder/"checkpoint")
     bar = tqdm(total=cfg.trainer.steps, initial=trainer.done, unit="step", disable=quiet or not fabric.is_global_zero, dynamic_ncols=True)
-    why = f"All {cfg.trainer.steps} steps were done."
+    why, times, end = f"All {cfg.trainer.steps} steps were done.", [], started + 60*cfg.minutes if cfg.minutes else math.inf
     with StopRequest() as stop, bar:
         while trainer.done < cfg.trainer.steps:
             try: row = trainer.step()
             except NotFinite: save(); raise
             log.write(row)
             bar.set_postfix(progress_text(row), refresh=False); bar.update()
-            late = cfg.minutes and time.time() - started > 60*cfg.minutes
-            flag = fabric.all_reduce(torch.tensor([float(bool(stop)), float(bool(late))]), reduce_op="max")
-            if trainer.done % cfg.trainer.checkpoint_every == 0 or flag.any() or trainer.done == cfg.trainer.steps or trainer.aborted: save()
+            times.append(time.time())
+            *flag, left = fabric.all_reduce(torch.tensor([float(bool(stop)), float(times[-1] > end), -steps_left(times, end)]), reduce_op="max").tolist()
+            trainer.left = -left                                                    # of the process that has the least time, so that all have one schedule
+            if trainer.done % cfg.trainer.checkpoint_every == 0 or any(flag) or trainer.done == cfg.trainer.steps or trainer.aborted: save()
             if trainer.aborted: why = f"Aborted by its guard after {trainer.done} of {cfg.trainer.steps} steps: {trainer.aborted}."; break
             if flag[0]: why = f"Stopped by a signal after {trainer.done} steps; --resume {folder} goes on."; break
             if flag[1]: why = f"Stopped by its time limit of {cfg.minutes:g} minutes after {trainer.done} of {cfg.trainer.steps} steps."; break

@@ -29,11 +29,11 @@ from .reward import Judge, best_value, move_values, step_rewards
 from .sampler import Rollout, SamplerConfig, action_agreement, agreement_stats, policy_diversity, rollout, temperature_at, within_spread
 
 # %% auto #0
-__all__ = ['MAX_LEGAL', 'METRICS', 'PANEL', 'TrainerConfig', 'AblateConfig', 'lr_factor', 'entropy_at', 'GuardConfig',
+__all__ = ['MAX_LEGAL', 'METRICS', 'PANEL', 'TrainerConfig', 'AblateConfig', 'lr_factor', 'entropy_at', 'stride', 'GuardConfig',
            'multiplicative_kl', 'proportional_kl', 'Guard', 'check_guard', 'check_group', 'cpu_has_bf16', 'make_fabric',
            'InPrecision', 'gather_boards', 'mean_of_all', 'sum_gradients', 'Batch', 'reward_stats', 'judge_rollout',
-           'judge_moves', 'forward', 'NotFinite', 'CheckpointError', 'Budget', 'packs', 'once', 'Trainer',
-           'save_checkpoint', 'flush', 'checkpoints', 'load_checkpoint', 'read_metrics', 'draw_panel']
+           'judge_moves', 'forward', 'NotFinite', 'CheckpointError', 'Budget', 'packs', 'once', 'move_average',
+           'Trainer', 'save_checkpoint', 'flush', 'checkpoints', 'load_checkpoint', 'read_metrics', 'draw_panel']
 
 # %% ../nbs/07_trainer.ipynb #c21931bb
 @dataclass
@@ -49,6 +49,7 @@ class TrainerConfig:
         entropy_end: entropy coefficient at the end of the run, reached linearly from loss.entropy_coef; below 0 keeps it constant
         weight_decay: decoupled weight decay
         grad_clip: largest gradient norm; 0 means no clipping
+        ema: decay, by step, of an average of the weights that the run ends with; the weights that play and learn are not touched; 0 for none
         epochs: passes over the games of a step
         minibatches: updates in each pass, over disjoint sets of boards
         micro_batch: distinct positions in one backward pass at most (one board at least): a hundred keep a CPU's caches warm, a GPU wants thousands; changes nothing else
@@ -67,6 +68,7 @@ class TrainerConfig:
     entropy_end: float = -1.
     weight_decay: float = 0.
     grad_clip: float = 1.
+    ema: float = 0.
     epochs: int = 1
     minibatches: int = 1
     micro_batch: int = 128
@@ -82,6 +84,7 @@ class TrainerConfig:
             if getattr(self, name) < 1: raise ValueError(f"trainer.{name} = {getattr(self, name)} must be at least 1")
         for name in ("head_lr", "warmup", "weight_decay", "grad_clip", "freeze", "budget_every"):
             if getattr(self, name) < 0: raise ValueError(f"trainer.{name} = {getattr(self, name)} must not be negative")
+        if not 0 <= self.ema < 1: raise ValueError(f"trainer.ema = {self.ema} must be at least 0 and below 1")
         if not 0 < self.lr < 10: raise ValueError(f"trainer.lr = {self.lr} must be above 0 and below 10")
         if self.decay not in ("linear", "cosine", "constant"): raise ValueError(f"trainer.decay = {self.decay!r} must be linear, cosine or constant")
         if self.precision not in ("auto", "32-true", "bf16-mixed", "16-mixed"): raise ValueError(f"trainer.precision = {self.precision!r} must be auto, 32-true, bf16-mixed or 16-mixed")
@@ -104,7 +107,7 @@ class AblateConfig:
 # %% ../nbs/07_trainer.ipynb #e64792c9
 def lr_factor(
     cfg:TrainerConfig,
-    step:int,          # from 0
+    step:float,        # from 0
 )->float:              # multiplies lr
     "Linear warm-up, then decay to 0 at `cfg.steps`."
     if step < cfg.warmup: return (step+1)/(cfg.warmup+1)
@@ -114,11 +117,20 @@ def lr_factor(
 def entropy_at(
     cfg:TrainerConfig,
     coef:float,        # at the beginning of the run
-    step:int,          # from 0
+    step:float,        # from 0
 )->float:              # coefficient of this step
     "Constant, or linear from `coef` to `cfg.entropy_end`, which the last step has."
     x = min(1., step/max(1, cfg.steps-1))
     return coef if cfg.entropy_end < 0 else coef*(1-x) + cfg.entropy_end*x
+
+def stride(
+    cfg:TrainerConfig,
+    at:float,          # where the schedules are, in steps
+    done:int,          # steps before this one
+    left:float,        # steps that there is time for, this one included
+)->float:              # how far this step takes the schedules
+    "One step, or so much more that the schedules end with the last step that there is time for."
+    return (cfg.steps - at)/max(1, min(cfg.steps - done, left))
 
 # %% ../nbs/07_trainer.ipynb #7cb54f93
 @dataclass
@@ -440,8 +452,18 @@ def once(trainer:TrainerConfig, ablate:AblateConfig)->bool:
     "Is there one update a step, made by the policy that played? Then old and new policy never differ when the loss sees them."
     return trainer.epochs*trainer.minibatches == 1 and trainer.sync_every == 1 and not ablate.loss_temperature and not ablate.dropout
 
+@torch.no_grad()
+def move_average(
+    kept:nn.Module,
+    model:nn.Module,       # of the same shape
+    ema:float,
+    done:int,              # steps so far, this one included
+)->None:
+    "Move averaged weights a little towards the present ones; early on more, so that the start is soon forgotten."
+    torch._foreach_lerp_(list(kept.parameters()), list(model.parameters()), 1 - min(ema, (1 + done)/(10 + done)))
+
 class Trainer:
-    "GRPO on one model; `step()` does one step and returns its metrics."
+    "GRPO on one model; `step()` does one step and returns its metrics. What a run ends with is `kept`: the model, or with `trainer.ema` an average of its weights."
     def __init__(self,
         fabric:Fabric,
         model:ChessTransformer,
@@ -464,6 +486,7 @@ class Trainer:
         self.model = fabric.to_device(freeze(model, self.tcfg.freeze)).train(self.ablate.dropout)   # eval: dropout off
         self.reference = copy.deepcopy(self.model).requires_grad_(False).eval() if self.lcfg.kl_to == "reference" else None
         self.player = self.model if self.tcfg.sync_every == 1 else copy.deepcopy(self.model)
+        self.kept = copy.deepcopy(self.model).requires_grad_(False).eval() if self.tcfg.ema else self.model
         head = [p for p in model.head.parameters() if p.requires_grad]
         body = [p for n, p in model.named_parameters() if p.requires_grad and not n.startswith("head.")]
         self.params = body + head
@@ -474,15 +497,16 @@ class Trainer:
         check_group(self.scfg.group, self.lcfg, self.gcfg)
         self.guard, self.good, self.aborted = Guard(self.gcfg, self.lcfg), None, ""
         self.done, self.skipped = 0, 0
+        self.at, self.left = 0., math.inf                             # where the schedules are, in steps; steps that there is time for
 
     @property
     def loss(self)->LossConfig:
         "The objective of this step: its coefficients are the guards' and the schedule's."
-        return replace(self.lcfg, entropy_coef=entropy_at(self.tcfg, self.guard.entropy_coef, self.done), kl_coef=self.guard.kl_coef)
+        return replace(self.lcfg, entropy_coef=entropy_at(self.tcfg, self.guard.entropy_coef, self.at), kl_coef=self.guard.kl_coef)
 
     def policy(self, model:nn.Module, loss:bool=False)->Policy:
         "The policy of this step; the only place where the two temperatures can be made to differ, and only by `ablate`."
-        temperature = temperature_at(self.scfg, min(1., self.done/max(1, self.tcfg.steps-1)))
+        temperature = temperature_at(self.scfg, min(1., self.at/max(1, self.tcfg.steps-1)))
         if loss and self.ablate.loss_temperature: temperature = self.ablate.loss_temperature
         return Policy(InPrecision(model, self.fabric), temperature)
 
@@ -520,7 +544,7 @@ class Trainer:
     def update(self, batch:Batch)->dict[str, float]:
         "PPO epochs over one batch of games."
         rows, loss, stopped = [], self.loss, False
-        for group in self.optimizer.param_groups: group["lr"] = group["base"]*lr_factor(self.tcfg, self.done)*self.guard.lr_scale
+        for group in self.optimizer.param_groups: group["lr"] = group["base"]*lr_factor(self.tcfg, self.at)*self.guard.lr_scale
         full = lambda x: gather_boards(self.fabric, x.to(self.fabric.device)).cpu()
         old, adv, mask, share = (full(x) for x in (batch.logp_old, batch.adv, batch.mask, batch.share))
         for epoch in range(self.tcfg.epochs):
@@ -565,6 +589,7 @@ class Trainer:
         played = time.perf_counter()
         try: moved = self.update(batch)
         except NotFinite: self.load_weights(before); raise
+        if self.kept is not self.model: move_average(self.kept, self.model, self.tcfg.ema, self.done + 1)
         updated = time.perf_counter()
         ro, old = batch.rollout, MoveDist(batch.rollout.logp)
         entropy = mean_of_all(self.fabric, old.entropy()[ro.node[..., :-1][ro.train]])
@@ -574,6 +599,7 @@ class Trainer:
                "temperature": ro.temperature, "lr": self.optimizer.param_groups[0]["lr"], "positions": len(ro.fens), "judged": self.judge.asked,
                "seconds": time.perf_counter()-start, "seconds_play": played-start, "seconds_update": updated-played}
         row |= self.watch(row, before)
+        self.at += stride(self.tcfg, self.at, self.done, self.left)
         self.done += 1
         return row
 
@@ -616,13 +642,14 @@ class Trainer:
 
     def weights(self)->dict:
         "What an update changes."
-        stale = {} if self.player is self.model else dict(player=self.player.state_dict())
-        return dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), precision=self.fabric.strategy.precision.state_dict(), **stale)
+        other = {name: m.state_dict() for name, m in (("player", self.player), ("kept", self.kept)) if m is not self.model}
+        return dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), precision=self.fabric.strategy.precision.state_dict(), **other)
 
     def load_weights(self, state:dict)->None:
         "Go back to weights and optimizer; time goes on."
         self.model.load_state_dict(state["model"]); self.optimizer.load_state_dict(state["optimizer"])
-        if self.player is not self.model: self.player.load_state_dict(state.get("player", state["model"]))
+        for name, m in (("player", self.player), ("kept", self.kept)):
+            if m is not self.model: m.load_state_dict(state.get(name, state["model"]))
         if state["precision"]: self.fabric.strategy.precision.load_state_dict(state["precision"])
 
     def state(self)->dict:
@@ -632,7 +659,7 @@ class Trainer:
     def load_state(self, state:dict)->None:
         "Go back to a state."
         self.load_weights(state)
-        self.done, self.good, self.aborted = state["done"], state.get("good"), ""
+        self.done, self.at, self.good, self.aborted = state["done"], float(state["done"]), state.get("good"), ""
         self.guard.load_state(state.get("guard", {}))
 
 # %% ../nbs/07_trainer.ipynb #7f60d3e0
@@ -647,6 +674,7 @@ def save_checkpoint(
     shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir()
     state = trainer.state(); state.pop("model")
     save_model(trainer.model, tmp/"model.safetensors"); torch.save(state, tmp/"state.pt")
+    if trainer.kept is not trainer.model: save_model(trainer.kept, tmp/"average.safetensors")    # for whoever wants to play it; a resumed run has it from its state
     for f in [*tmp.iterdir(), tmp]: flush(f)
     tmp.rename(final); flush(folder)
     for old in checkpoints(folder)[:-trainer.tcfg.keep]: shutil.rmtree(old)

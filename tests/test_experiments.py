@@ -44,7 +44,7 @@ def test_an_unknown_arm_is_an_error_that_names_those_there_are(experiment):
 @pytest.mark.parametrize("script", sorted(p.name for p in RUN.parent.glob("*.py")))
 def test_every_script_still_loads_and_says_what_it_needs(script, tmp_path):
     "Most of them run for an hour, and no notebook runs them: they must not fall behind the package."
-    needs = script in ("grid.py", "heldout.py", "phases.py", "starts.py", "strength.py", "supervised.py")
+    needs = script in ("grid.py", "heldout.py", "starts.py", "strength.py", "supervised.py")
     load = f"import sys, runpy; sys.path.insert(0, {str(RUN.parent)!r}); sys.argv = [{script!r}]; runpy.run_path({str(RUN.parent/script)!r}, run_name={'__main__' if needs else 'loaded'!r})"
     done = subprocess.run([sys.executable, "-c", load], env=os.environ | {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert "Traceback" not in done.stderr and (done.returncode, "the following arguments are required" in done.stderr) == ((2, True) if needs else (0, False)), done.stderr

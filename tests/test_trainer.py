@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from grpo_chess.board import action_to_move
 from grpo_chess.loss import LossConfig, group_advantage
-from grpo_chess.model import MODELS, ChessTransformer, ModelConfig, MoveDist, WeightsError
+from grpo_chess.model import MODELS, ChessTransformer, ModelConfig, MoveDist, WeightsError, load_model
 from grpo_chess.positions import PositionsConfig, start_positions
 from grpo_chess.reward import Judge, RewardConfig, material, step_rewards
 from grpo_chess.sampler import SamplerConfig, action_agreement
@@ -225,7 +225,7 @@ def test_frozen_layers_stay_and_the_head_has_its_own_rate(fabric):
     assert moved("piece") == moved("square") == moved("blocks.0") == 0
     assert moved("blocks.1") > 5e-4 and 0 < moved("head") < 2e-5
 
-@pytest.mark.parametrize("bad", [dict(steps=0), dict(lr=0.), dict(lr=-1.), dict(decay="exp"), dict(precision="8"), dict(epochs=0), dict(grad_clip=-1.), dict(keep=0), dict(budget_every=-1)])
+@pytest.mark.parametrize("bad", [dict(steps=0), dict(lr=0.), dict(lr=-1.), dict(decay="exp"), dict(precision="8"), dict(epochs=0), dict(grad_clip=-1.), dict(ema=1.), dict(ema=-.1), dict(keep=0), dict(budget_every=-1)])
 def test_values_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match=f"trainer.{next(iter(bad))} = "): TrainerConfig(**bad)
 
@@ -239,12 +239,38 @@ def test_same_seed_same_run_other_seed_other_run(fabric):
     rows = [[untimed(t.step()) for _ in range(3)] for t in (a, b, c)]
     assert rows[0] == rows[1] != rows[2] and torch.equal(weights(a), weights(b))
 
-@pytest.mark.parametrize("kw", [dict(), dict(sync_every=2, epochs=2, minibatches=3), dict(freeze=1, head_lr=1e-4), dict(loss=LossConfig(moves="all"), epochs=2)])
+@pytest.mark.parametrize("kw", [dict(), dict(sync_every=2, epochs=2, minibatches=3), dict(freeze=1, head_lr=1e-4), dict(loss=LossConfig(moves="all"), epochs=2), dict(ema=.7, sync_every=2)])
 def test_a_resumed_run_equals_one_that_never_stopped(fabric, tmp_path, kw):
     whole = make(fabric, **kw); rows = [untimed(whole.step()) for _ in range(6)]
     first = make(fabric, **kw); [first.step() for _ in range(3)]; save_checkpoint(first, tmp_path)
     again = make(fabric, seed=0, **kw); load_checkpoint(again, checkpoints(tmp_path)[-1])
     assert [untimed(again.step()) for _ in range(3)] == rows[3:] and torch.equal(weights(whole), weights(again))
+    assert all(torch.equal(a, b) for a, b in zip(whole.kept.parameters(), again.kept.parameters()))
+
+def test_the_average_is_one_of_the_weights_after_each_step_and_changes_nothing(fabric, tmp_path):
+    plain, mean = make(fabric), make(fabric, ema=.5)
+    flat, want = lambda m: torch.cat([p.detach().flatten() for p in m.parameters()]), weights(plain)
+    for done in range(1, 6):
+        assert untimed(plain.step()) == untimed(mean.step()) and torch.equal(weights(plain), weights(mean))
+        keep = min(.5, (1 + done)/(10 + done)); want = keep*want + (1 - keep)*weights(mean)
+        assert torch.allclose(flat(mean.kept), want, atol=1e-6)
+    assert plain.kept is plain.model and not torch.allclose(want, weights(mean), atol=1e-4)
+    at = save_checkpoint(mean, tmp_path)
+    assert torch.equal(flat(load_model(at/"average.safetensors")), flat(mean.kept)) and torch.equal(flat(load_model(at/"model.safetensors")), weights(mean))
+
+def test_a_run_that_is_short_of_time_ends_with_its_schedules(fabric):
+    "And one that has time enough is not touched."
+    kw = dict(loss=LossConfig(entropy_coef=.4), entropy_end=.1, sampler=SamplerConfig(boards=2, group=4, plies=2, temperature=2., temperature_end=1.))
+    full, same, short = (make(fabric, **kw) for _ in range(3))
+    rows = [full.step() for _ in range(8)]
+    same.left = 100
+    assert [untimed(same.step()) for _ in range(8)] == [untimed(r) for r in rows]
+    some = [short.step() for _ in range(2)]
+    for short.left in (3, 2, 1): some.append(short.step())
+    assert [untimed(r) for r in some[:2]] == [untimed(r) for r in rows[:2]]
+    schedule = lambda r: (r["lr"], r["entropy_coef"], r["temperature"])
+    assert schedule(some[-1]) == pytest.approx((1e-3*(1 - 6/8), .4 - .3*6/7, 2 - 6/7)) and short.at == full.at == 8 and short.done == 5
+    assert all(a > b for x, y in zip(some, some[1:]) for a, b in zip(schedule(x), schedule(y)))
 
 def test_resuming_with_a_reference_keeps_the_first_policy(fabric, tmp_path):
     loss = LossConfig(kl_to="reference", kl_coef=.5)

@@ -3,8 +3,8 @@
     python -m grpo_chess.pretrain label --positions 50000 --seed 99 --out games      # self-play of a seed of its own; a whole shard, so that its games reach their ends
     python nbs/experiments/heldout.py games LABELS ...     # LABELS: the folders that supervised training used; three minutes on one core
 
-writes nbs/data/heldout_games.jsonl, which `grpo_chess.arena.read_labels` reads. Positions are written as their mover sees them: White to move.
-nbs/data/heldout.jsonl, on which runs follow their regret, is an earlier set, of openings alone: `pretrain label --positions 2000 --rows 2000 --seed 99 --depth 8` ends its 256 games after eight plies,
+writes nbs/data/heldout.jsonl, which `grpo_chess.arena.read_labels` reads. Positions are written as their mover sees them: White to move.
+nbs/data/heldout_openings.jsonl, on which a few experiments followed their regret, is an earlier set, of openings alone: `pretrain label --positions 2000 --rows 2000 --seed 99 --depth 8` ends its 256 games after eight plies,
 and all of its positions that stand in no label of seed 0 were taken.
 """
 import argparse
@@ -18,7 +18,7 @@ from grpo_chess.engine import EngineConfig, EnginePool, engine_name
 from grpo_chess.model import describe
 from grpo_chess.pretrain import LabelError, fingerprint, held_out, read_manifest, read_tokens, turn_round
 
-OUT = Path(__file__).resolve().parent.parent/"data/heldout_games.jsonl"
+OUT = Path(__file__).resolve().parent.parent/"data/heldout.jsonl"
 SIZE, DEPTH = 2000, 8
 
 def new_positions(games, folders):

@@ -8,7 +8,7 @@
 
 `plan.yaml` says what is run: `base` comes before and `after` behind the settings of every arm, an arm has settings of `python -m grpo_chess.train`, and each arm has seeds.
 A row of `data/NAME.csv` is a step of one run; `data/NAME_end.csv` holds the regret of the policy before and after, on positions that no run starts from.
-Where the plan says `every: N`, `data/NAME_curve.csv` holds it every N steps, with the time and the engine's evaluations so far, and regret is taken on `nbs/data/heldout.jsonl`.
+Where the plan says `every: N`, `data/NAME_curve.csv` holds it every N steps, with the time and the engine's evaluations so far, and regret is taken on `nbs/data/heldout.jsonl`, or on the file that it names as `labels`.
 """
 import csv
 import os
@@ -46,6 +46,10 @@ def read(path): return list(csv.DictReader(path.open())) if path.exists() else [
 def flat(arm): return [x for part in arm for x in (flat(part) if isinstance(part, list) else [part])]
 def settings(arm): return [f"--{k}={v}" if k != "config" else f"--config={TOP/v}" for part in flat(arm) for k, v in part.items()]
 
+def result(at):
+    "What a run would end with at a checkpoint: its model, or the average of its weights."
+    return average if (average := at/"average.safetensors").exists() else at/"model.safetensors"
+
 def loses(path, labels):
     "Regret of weights, sampling and at the most likely move."
     policy = Policy(load_model(path))
@@ -56,12 +60,12 @@ def course(folder, rows, labels):
     for at in sorted((folder/"checkpoint").glob("[0-9]*")):
         past = rows[:int(at.name)]
         yield dict(step=len(past), seconds=number(sum(r["seconds"] for r in past)), judged=past[-1]["judged"] if past else 0, plies=sum(r["plies"] for r in past),
-                   entropy=number(past[-1]["entropy"]) if past else "", **{how: number(r.mean) for how, r in loses(at/"model.safetensors", labels).items()})
+                   entropy=number(past[-1]["entropy"]) if past else "", **{how: number(r.mean) for how, r in loses(result(at), labels).items()})
 
 def one(name, arm, args, seed, x, weights):
     "One run: its history, its course, and its regret before and after."
     keep, every = [k for k in KEEP if k in x["keep"]], x.get("every")
-    labels = read_labels(HERE.parent/"data"/("heldout.jsonl" if every else "positions.jsonl"))
+    labels = read_labels(HERE.parent/"data"/x.get("labels", "heldout.jsonl" if every else "positions.jsonl"))
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top)/"x"
         command = [sys.executable, "-m", "grpo_chess.train", "--preset=scratch", *args, f"--seed={seed}", f"--out={top}", "--name=x", "--match.games=0", "--minutes=0"]
@@ -74,10 +78,11 @@ def one(name, arm, args, seed, x, weights):
         end = dict(**who, steps=len(rows), plies=sum(r["plies"] for r in rows), exit=done.returncode)
         for when, file in (("before", "start"), ("after", "model")):
             if (at := folder/f"{file}.safetensors").exists(): end |= {f"{how}_{when}": number(r.mean) for how, r in loses(at, labels).items()}
+        if result(last := folder/f"checkpoint/{len(rows):06d}").name != "model.safetensors": end |= {f"{how}_unaveraged": number(r.mean) for how, r in loses(last/"model.safetensors", labels).items()}
         if weights:
             Path(weights).mkdir(parents=True, exist_ok=True)
             for at in [folder, *sorted((folder/"checkpoint").glob("[0-9]*"))]:
-                shutil.copy(at/"model.safetensors", Path(weights)/f"{name} {arm} {seed}{'' if at == folder else f' {int(at.name)}'}.safetensors")
+                shutil.copy(result(at), Path(weights)/f"{name} {arm} {seed}{'' if at == folder else f' {int(at.name)}'}.safetensors")
         return history, [end], [dict(**who, **row) for row in course(folder, rows, labels)] if every else []
 
 def main():
