@@ -12,10 +12,14 @@ import yaml
 TOP = Path(__file__).resolve().parent.parent
 RUN = TOP/"nbs/experiments/run.py"
 
+def load_run():
+    spec = importlib.util.spec_from_file_location("run_alone", RUN); module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+    return module
+
 @pytest.fixture
 def experiment(tmp_path, monkeypatch):
     "run.py on a plan of two arms and two seeds; a run is a number that grows."
-    spec = importlib.util.spec_from_file_location("run_experiments", RUN); module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+    module = load_run()
     (tmp_path/"data").mkdir(); (tmp_path/"plan.yaml").write_text(yaml.safe_dump({"small": dict(question="?", seeds=[0, 1], arms={"b, c": [], "a": []})}, sort_keys=False))
     monkeypatch.setattr(module, "HERE", tmp_path); monkeypatch.setattr(module, "TOP", tmp_path)
     made = []
@@ -40,6 +44,21 @@ def test_again_replaces_what_was_named_and_nothing_else(experiment):
 
 def test_an_unknown_arm_is_an_error_that_names_those_there_are(experiment):
     with pytest.raises(SystemExit, match="small has no arm 'd'; it has 'b, c', 'a'"): experiment("small", "d")
+
+@pytest.mark.parametrize("x, file", [({}, "positions.jsonl"), (dict(every=5), "heldout.jsonl"), (dict(every=5, labels="heldout_openings.jsonl"), "heldout_openings.jsonl")])
+def test_regret_is_taken_on_the_positions_that_the_plan_names(monkeypatch, x, file):
+    run, asked = load_run(), []
+    class Enough(Exception): pass
+    def stop(path): asked.append(path); raise Enough
+    monkeypatch.setattr(run, "read_labels", stop)
+    with pytest.raises(Enough): run.one("n", "a", [], 0, dict(keep=[], **x), "")
+    assert asked == [TOP/"nbs/data"/file] and asked[0].exists()
+
+def test_what_a_checkpoint_is_worth_is_its_average_where_it_has_one(tmp_path):
+    run = load_run(); (tmp_path/"model.safetensors").touch()
+    assert run.result(tmp_path).name == "model.safetensors"
+    (tmp_path/"average.safetensors").touch()
+    assert run.result(tmp_path).name == "average.safetensors"
 
 @pytest.mark.parametrize("script", sorted(p.name for p in RUN.parent.glob("*.py")))
 def test_every_script_still_loads_and_says_what_it_needs(script, tmp_path):
