@@ -1,10 +1,12 @@
-"""Make stored outputs the same from run to run: widgets go (their ids differ, and the static figure above each of them stays),
-and what a kernel sent in several pieces is one piece."""
+"""Make stored pages the same from run to run: widgets go (their ids differ, and the static figure above each of them stays),
+what a kernel sent in several pieces is one piece, and cells that a reader of the lesson need not see are folded."""
 import sys
 
 import nbformat
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+
+FOLDED = ("#| hide", "#| default_exp", "#| echo: false", "# Solution", "# Check")      # how a folded cell begins
 
 def joined(outputs):
     "Outputs, with neighbouring pieces of the same stream put together."
@@ -19,5 +21,6 @@ for path in sys.argv[1:]:
     before = nbformat.writes(nb)
     nb.metadata.pop("widgets", None)
     for cell in nb.cells:
+        if cell.cell_type == "code" and cell.source.startswith(FOLDED): cell.metadata.setdefault("jupyter", {})["source_hidden"] = True
         if cell.cell_type == "code": cell.outputs = joined(o for o in cell.outputs if WIDGET not in o.get("data", {}))
     if nbformat.writes(nb) != before: nbformat.write(nb, path)
