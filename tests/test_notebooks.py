@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import nbformat
@@ -24,31 +25,31 @@ def text_outputs(nb):
     out = []
     for cell in nb.cells:
         if cell.cell_type != "code": continue
-        if any(WIDGET in o.get("data", {}) for o in cell.get("outputs", [])): out.append(""); continue      # .ci/clean.py leaves sliders out
-        texts = [(o.get("name"), o.get("text") or o.get("data", {}).get("text/plain", "")) for o in cell.get("outputs", [])]
+        kept = [o for o in cell.get("outputs", []) if WIDGET not in o.get("data", {})]                      # .ci/clean.py leaves sliders out
+        shown = [o.get("data", {}) for o in kept]
+        texts = [(o.get("name"), o.get("text") or d.get("text/markdown") or d.get("text/html") or d.get("text/plain", "")) for o, d in zip(kept, shown)]
         out.append("".join(re.sub(r"0x[0-9a-f]+", "0x", t) for stream, t in texts if stream != "stderr"))
     return out
 
-# Runs after the last cell of a page that has sliders: each one through its range, over the function that drew the static figure.
+# Runs after the last cell of a page that has sliders: each one is set as a reader sets it, and the picture in its own output must change.
 MOVE_SLIDERS = """
-import io, ipywidgets, matplotlib.figure
-def picture(fig):
-    assert isinstance(fig, matplotlib.figure.Figure), f"a slider's function returned {fig!r}, not a figure"
-    fig.savefig(out := io.BytesIO(), format="raw")
-    return out.getvalue()
+import ipywidgets
+if "EXPLORERS" not in globals(): from grpo_chess.lesson import EXPLORERS
 def ends(w):
     if hasattr(w, "options"): return [w._options_full[0][1], w._options_full[-1][1]]
-    if isinstance(w, ipywidgets.Checkbox): return [False, True]
-    if hasattr(w, "base"): return [w.base**w.min, w.base**w.max]
-    return [w.min, w.max]
-sliders = {k: v for k, v in list(globals().items()) if isinstance(v, ipywidgets.interactive) and not k.startswith("_")}
-assert sliders, "this page shows interactive(...) but keeps no slider in a variable"
-for name, slider in sliders.items():
-    at = {w._kwarg: w.value for w in slider.kwargs_widgets}
-    assert at, f"{name} has no slider"
-    for w in slider.kwargs_widgets:
-        low, high = (picture(slider.f(**(at | {w._kwarg: x}))) for x in ends(w))
-        assert low != high, f"{name}: moving {w._kwarg} changes nothing"
+    return [False, True] if isinstance(w, ipywidgets.Checkbox) else [w.min, w.max]
+def boxes_inside(w): return [w, *(x for child in getattr(w, "children", ()) for x in boxes_inside(child))]
+assert EXPLORERS, "this page calls explore(...) but shows no slider"
+for i, explorer in enumerate(EXPLORERS):
+    assert explorer.image in boxes_inside(explorer.box), f"figure {i} is not in what is shown"
+    for name, control in explorer.controls.items():
+        assert control in boxes_inside(explorer.box), f"slider {name} is not in what is shown"
+        start, pictures = control.value, set()
+        for value in ends(control):
+            control.value = value
+            pictures.add(explorer.image.value)
+        control.value = start
+        assert len(pictures) == 2, f"figure {i}: moving {name} changes nothing"
 """
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
@@ -56,7 +57,8 @@ def test_runs_and_repeats_its_outputs(path):
     "A fresh process runs the page from top to bottom and prints what is stored; its sliders move."
     stored = nbformat.read(path, 4)
     fresh = nbformat.read(path, 4)
-    if "interactive(" in path.read_text(): fresh.cells.append(nbformat.v4.new_code_cell(MOVE_SLIDERS))
+    assert "interactive(" not in path.read_text(), "use grpo_chess.lesson.explore: interactive(...) draws nothing in a browser"
+    if "explore(" in path.read_text(): fresh.cells.append(nbformat.v4.new_code_cell(MOVE_SLIDERS))
     os.environ |= {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}      # two tests at a time: a thread each
     NotebookClient(fresh, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
     if "EnginePool" in path.read_text() and engine_name() != MADE_WITH: return      # it ran, with all its asserts; its numbers are another engine's
@@ -87,12 +89,12 @@ def test_library_is_what_the_notebooks_export(tmp_path):
     assert {k: clean(v) for k, v in here.items()} == {k: clean(v) for k, v in exported.items()}
 
 def test_exported_code_stands_alone():
-    "No exported cell leans on one that is not exported, and nothing imports upwards."
+    "No exported cell leans on one that is not exported; nothing imports upwards, or in a circle."
     subprocess.run([sys.executable, "-m", "ruff", "check", "--select", "F", "--no-cache", "grpo_chess"], cwd=TOP, check=True)
     number = {m.group(1): p.stem[:2] for p in NOTEBOOKS if (m := re.search(r"default_exp (\w+)", p.read_text()))}
-    for module, own in number.items():
-        used = set(re.findall(r"^from \.(\w+) import", (TOP/f"grpo_chess/{module}.py").read_text(), re.M))
-        assert all(number[u] < own for u in used), f"{module} imports {used}"
+    uses = {m: set(re.findall(r"^from \.(\w+) import", (TOP/f"grpo_chess/{m}.py").read_text(), re.M)) for m in number}
+    for module, used in uses.items(): assert all(number[u] <= number[module] for u in used), f"{module} imports {used}"
+    list(TopologicalSorter(uses).static_order())      # CycleError names a circle
 
 def test_readme_is_the_index():
     subprocess.run([sys.executable, ".ci/readme.py", "--check"], cwd=TOP, check=True)
