@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 # %% auto #0
-__all__ = ['DPI', 'STYLE', 'PARTS', 'ARROWS', 'GREEK', 'EXPLORERS', 'page_style', 'Picture', 'pipeline', 'data', 'strip_figure',
-           'Explorer', 'explore']
+__all__ = ['DPI', 'STYLE', 'PARTS', 'ARROWS', 'GREEK', 'EXPLORERS', 'page_style', 'Picture', 'pipeline', 'data', 'quote',
+           'strip_figure', 'Explorer', 'explore']
 
 # %% ../nbs/00_lesson.ipynb #10e52b25
 DPI = 120
@@ -63,6 +64,7 @@ class Picture(Figure):
     "A figure that shows itself in a notebook, whether or not pyplot was imported."
     def _repr_png_(self)->bytes: return _png(self)
 
+# %% ../nbs/00_lesson.ipynb #24da66a2
 def pipeline(
     here:str="",       # part to mark with "you are here", a key of PARTS
 )->Picture:
@@ -89,7 +91,7 @@ def pipeline(
             backgroundcolor="white")
     return fig
 
-# %% ../nbs/00_lesson.ipynb #24da66a2
+# %% ../nbs/00_lesson.ipynb #c2baa15b
 def _arrow(ax, start:str, end:str, shape:str)->None:
     "One arrow between two parts, with what travels along it."
     (_, x0, y0), (_, x1, y1) = PARTS[start], PARTS[end]
@@ -100,7 +102,7 @@ def _arrow(ax, start:str, end:str, shape:str)->None:
     if shape:
         ax.text((x0 + x1)/2, y0 - .58, shape, ha="center", va="center", fontsize=9, color="#5b6b7c", family="monospace")
 
-# %% ../nbs/00_lesson.ipynb #9d98da39
+# %% ../nbs/00_lesson.ipynb #665f1da6
 def data(
     name:str,      # file in nbs/data
 )->Path:
@@ -111,13 +113,27 @@ def data(
         if (folder/"data"/name).exists(): return folder/"data"/name
     raise FileNotFoundError(f"there is no nbs/data/{name} above {start}: run this page in a clone of the repository")
 
-# %% ../nbs/00_lesson.ipynb #82b4bfaa
+# %% ../nbs/00_lesson.ipynb #b9790773
+def quote(
+    page:str,      # file below nbs, such as findings/index.ipynb
+    tag:str,       # of the cell whose text is wanted
+):                 # IPython Markdown
+    "What a tagged cell of another page says, as stored; ValueError if no cell has that tag or it says nothing."
+    from IPython.display import Markdown
+    path = data("positions.jsonl").parent.parent/page
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if tag not in cell["metadata"].get("tags", []): continue
+        texts = [o.get("data", {}).get("text/markdown") or o.get("text") for o in cell.get("outputs", [])]
+        if any(texts): return Markdown("\n".join("".join(t) for t in texts if t))
+    raise ValueError(f"no cell of nbs/{page} with the tag {tag!r} has a stored text: run that page first")
+
+# %% ../nbs/00_lesson.ipynb #f77547bc
 def _figure(size:tuple[float, float])->Figure:
     "An empty figure in the style of the pages, without pyplot, so that nothing shows it by itself."
     fig = Figure(figsize=size, dpi=DPI, layout="constrained")
     return fig
 
-# %% ../nbs/00_lesson.ipynb #b9790773
+# %% ../nbs/00_lesson.ipynb #0ab7f86f
 def strip_figure(
     draw:Callable[..., None],        # draw(fig, **values) fills an empty Figure or SubFigure
     positions:Sequence[dict],        # values of each picture
@@ -132,7 +148,7 @@ def strip_figure(
         draw(part, **values)
     return fig
 
-# %% ../nbs/00_lesson.ipynb #91e65ed8
+# %% ../nbs/00_lesson.ipynb #5db8bab5
 GREEK = dict(epsilon="ε", tau="τ", rho="ρ", gamma="γ", beta="β", sigma="σ", advantage="A", lr="learning rate")
 
 def _control(name:str, values, start):
@@ -147,7 +163,7 @@ def _control(name:str, values, start):
     kind = w.FloatSlider if any(isinstance(v, float) for v in (*values, start)) else w.IntSlider
     return kind(value=start, min=low, max=high, step=step, **look)
 
-# %% ../nbs/00_lesson.ipynb #f77547bc
+# %% ../nbs/00_lesson.ipynb #c6ac2a43
 EXPLORERS:list["Explorer"] = []      # what this process has shown, for tests to move
 
 class Explorer:
@@ -184,7 +200,7 @@ class Explorer:
 
     def _ipython_display_(self)->None: "Nothing: `explore` has shown it."
 
-# %% ../nbs/00_lesson.ipynb #0ab7f86f
+# %% ../nbs/00_lesson.ipynb #d0a0a8b0
 def explore(
     draw:Callable[..., None],        # draw(fig, **values) fills an empty Figure or SubFigure, in less than 0.1 s
     positions:Sequence[dict],        # values of the still pictures; the sliders start at the first
