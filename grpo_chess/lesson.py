@@ -9,8 +9,10 @@ import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 # %% auto #0
 __all__ = ['DPI', 'STYLE', 'PARTS', 'ARROWS', 'GREEK', 'EXPLORERS', 'page_style', 'Picture', 'pipeline', 'data', 'strip_figure',
@@ -45,10 +47,16 @@ ARROWS = [     # from, to, what travels along it
 ]
 
 # %% ../nbs/00_lesson.ipynb #97b426f2
-def _png(fig:Figure)->bytes:
-    "The picture of a figure; little compression, because a slider waits for it."
-    out = io.BytesIO()
-    fig.savefig(out, format="png", pil_kwargs=dict(compress_level=1))
+def _png(
+    fig:Figure,
+    small:bool=True,   # as few bytes as 128 colours need, for what is stored; False is faster, for a slider that waits
+)->bytes:
+    "The picture of a figure."
+    canvas, out = FigureCanvasAgg(fig), io.BytesIO()
+    canvas.draw()      # `savefig` would draw twice where there is a layout to compute
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    if small: picture.quantize(128, dither=Image.Dither.NONE).save(out, format="png", optimize=True)
+    else: picture.save(out, format="png", compress_level=1)
     return out.getvalue()
 
 class Picture(Figure):
@@ -62,7 +70,7 @@ def pipeline(
     if here and here not in PARTS:
         raise ValueError(f"there is no part {here!r} in the pipeline; there are {', '.join(PARTS)}")
     fig = Picture(figsize=(9., 2.5), dpi=DPI)
-    FigureCanvasAgg(fig)
+    fig.set_layout_engine("none")      # the boxes stand where PARTS says
     ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(-.1, 12.35), ylim=(-.1, 3.1))
     ax.axis("off")
@@ -107,7 +115,6 @@ def data(
 def _figure(size:tuple[float, float])->Figure:
     "An empty figure in the style of the pages, without pyplot, so that nothing shows it by itself."
     fig = Figure(figsize=size, dpi=DPI, layout="constrained")
-    FigureCanvasAgg(fig)
     return fig
 
 # %% ../nbs/00_lesson.ipynb #b9790773
@@ -149,6 +156,9 @@ class Explorer:
         import ipywidgets as w
         self.draw, self.figure = draw, _figure(size)
         self.controls = {name: _control(name, values, start[name]) for name, values in sliders.items()}
+        self.places:list = []
+        self.picture()     # finds where the axes go; computing that anew for each move would take half of the time
+        self.places = [ax.get_position() for ax in self.figure.axes]
         self.image = w.Image(format="png", value=self.picture(), layout=w.Layout(max_width="100%", width="max-content"))
         for control in self.controls.values():
             control.observe(self._moved, "value")
@@ -158,8 +168,11 @@ class Explorer:
     def picture(self)->bytes:
         "The figure at the sliders' values, as PNG."
         self.figure.clear()
+        self.figure.set_layout_engine("none" if self.places else "constrained")
         self.draw(self.figure, **{name: control.value for name, control in self.controls.items()})
-        return _png(self.figure)
+        for ax, place in zip(self.figure.axes, self.places):
+            ax.set_position(place)
+        return _png(self.figure, small=False)
 
     def _moved(self, change)->None: self.image.value = self.picture()
 
@@ -180,10 +193,11 @@ def explore(
     **sliders,                       # name = (low, high, step), a list of options, or True/False
 )->Explorer|None:                    # None where ipywidgets is not installed
     "Show still pictures of a few positions, and under them the live figure with its sliders."
-    from IPython.display import Image, display
+    from IPython.display import display
+    from IPython.display import Image as Still
     if set(sliders) != set(positions[0]):
         raise ValueError(f"sliders {sorted(sliders)} and positions {sorted(positions[0])} name different values")
-    display(Image(_png(strip_figure(draw, positions, size, stacked))))
+    display(Still(_png(strip_figure(draw, positions, size, stacked))))
     try: explorer = Explorer(draw, positions[0], size, sliders)
     except ImportError:
         print("pip install ipywidgets, and sliders appear here")
