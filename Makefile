@@ -1,5 +1,6 @@
 # make train   trains a small policy against Stockfish and reports what changed (ARGS="--preset record ..." for more)
 # make test    runs all tests and all notebooks
+# make test-browser  opens the pages in JupyterLab and a headless Chromium and moves every slider; installs Chromium if there is none
 # make export  after editing a notebook: clean it, export the library, refresh the README
 # All make .venv (PYTHON=python3.12 chooses the interpreter), install what constraints.txt pins and find or install Stockfish, once.
 
@@ -11,13 +12,16 @@ export PYTHON
 export GOMP_SPINCOUNT ?= 1000
 ARGS ?=
 
-.PHONY: train test export engine
+.PHONY: train test test-browser export engine browser
 
 train: .venv/.ready engine
 	$(PY) -m grpo_chess.train $(ARGS)
 
 test: .venv/.ready engine
 	$(PY) -m pytest tests $(ARGS)
+
+test-browser: .venv/.ready engine browser
+	$(PY) -m pytest tests/test_browser.py -n 0 $(ARGS)
 
 export: .venv/.ready
 	for f in nbs/*.ipynb nbs/experiments/*.ipynb; do .venv/bin/nbdev_clean --fname $$f; done
@@ -32,3 +36,6 @@ export: .venv/.ready
 
 engine: .venv/.ready
 	@.ci/setup engine
+
+browser:
+	@.ci/setup browser

@@ -28,7 +28,7 @@ from torch import nn
 
 from grpo_chess.board import encode
 from grpo_chess.model import MODELS, ChessTransformer, MoveDist, load_model, pretrained
-from grpo_chess.pretrain import join, read_shard
+from grpo_chess.labels import join, read_shard
 from grpo_chess.reward import win_probability
 from grpo_chess.sampler import expected_ratio_stats
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from grpo_chess.engine import EnginePool
-from grpo_chess.pretrain import LabelConfig, make_shard, write_shard
+from grpo_chess.labels import LabelConfig, make_shard, write_shard
 
 class Recorder:
     "A pool that remembers what it was asked."

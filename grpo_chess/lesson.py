@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 # %% auto #0
-__all__ = ['DPI', 'STYLE', 'PARTS', 'ARROWS', 'GREEK', 'EXPLORERS', 'page_style', 'Picture', 'pipeline', 'data', 'strip_figure',
-           'Explorer', 'explore']
+__all__ = ['DPI', 'STYLE', 'PARTS', 'ARROWS', 'GREEK', 'EXPLORERS', 'page_style', 'Picture', 'pipeline', 'data', 'quote',
+           'strip_figure', 'Explorer', 'explore']
 
 # %% ../nbs/00_lesson.ipynb #10e52b25
 DPI = 120
@@ -45,16 +48,23 @@ ARROWS = [     # from, to, what travels along it
 ]
 
 # %% ../nbs/00_lesson.ipynb #97b426f2
-def _png(fig:Figure)->bytes:
-    "The picture of a figure; little compression, because a slider waits for it."
-    out = io.BytesIO()
-    fig.savefig(out, format="png", pil_kwargs=dict(compress_level=1))
+def _png(
+    fig:Figure,
+    small:bool=True,   # as few bytes as 128 colours need, for what is stored; False is faster, for a slider that waits
+)->bytes:
+    "The picture of a figure."
+    canvas, out = FigureCanvasAgg(fig), io.BytesIO()
+    canvas.draw()      # `savefig` would draw twice where there is a layout to compute
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    if small: picture.quantize(128, dither=Image.Dither.NONE).save(out, format="png", optimize=True)
+    else: picture.save(out, format="png", compress_level=1)
     return out.getvalue()
 
 class Picture(Figure):
     "A figure that shows itself in a notebook, whether or not pyplot was imported."
     def _repr_png_(self)->bytes: return _png(self)
 
+# %% ../nbs/00_lesson.ipynb #24da66a2
 def pipeline(
     here:str="",       # part to mark with "you are here", a key of PARTS
 )->Picture:
@@ -62,7 +72,7 @@ def pipeline(
     if here and here not in PARTS:
         raise ValueError(f"there is no part {here!r} in the pipeline; there are {', '.join(PARTS)}")
     fig = Picture(figsize=(9., 2.5), dpi=DPI)
-    FigureCanvasAgg(fig)
+    fig.set_layout_engine("none")      # the boxes stand where PARTS says
     ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(-.1, 12.35), ylim=(-.1, 3.1))
     ax.axis("off")
@@ -81,7 +91,7 @@ def pipeline(
             backgroundcolor="white")
     return fig
 
-# %% ../nbs/00_lesson.ipynb #24da66a2
+# %% ../nbs/00_lesson.ipynb #c2baa15b
 def _arrow(ax, start:str, end:str, shape:str)->None:
     "One arrow between two parts, with what travels along it."
     (_, x0, y0), (_, x1, y1) = PARTS[start], PARTS[end]
@@ -92,7 +102,7 @@ def _arrow(ax, start:str, end:str, shape:str)->None:
     if shape:
         ax.text((x0 + x1)/2, y0 - .58, shape, ha="center", va="center", fontsize=9, color="#5b6b7c", family="monospace")
 
-# %% ../nbs/00_lesson.ipynb #9d98da39
+# %% ../nbs/00_lesson.ipynb #665f1da6
 def data(
     name:str,      # file in nbs/data
 )->Path:
@@ -103,14 +113,27 @@ def data(
         if (folder/"data"/name).exists(): return folder/"data"/name
     raise FileNotFoundError(f"there is no nbs/data/{name} above {start}: run this page in a clone of the repository")
 
-# %% ../nbs/00_lesson.ipynb #82b4bfaa
+# %% ../nbs/00_lesson.ipynb #b9790773
+def quote(
+    page:str,      # file below nbs, such as findings/index.ipynb
+    tag:str,       # of the cell whose text is wanted
+):                 # IPython Markdown
+    "What a tagged cell of another page says, as stored; ValueError if no cell has that tag or it says nothing."
+    from IPython.display import Markdown
+    path = data("positions.jsonl").parent.parent/page
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if tag not in cell["metadata"].get("tags", []): continue
+        texts = [o.get("data", {}).get("text/markdown") or o.get("text") for o in cell.get("outputs", [])]
+        if any(texts): return Markdown("\n".join("".join(t) for t in texts if t))
+    raise ValueError(f"no cell of nbs/{page} with the tag {tag!r} has a stored text: run that page first")
+
+# %% ../nbs/00_lesson.ipynb #f77547bc
 def _figure(size:tuple[float, float])->Figure:
     "An empty figure in the style of the pages, without pyplot, so that nothing shows it by itself."
     fig = Figure(figsize=size, dpi=DPI, layout="constrained")
-    FigureCanvasAgg(fig)
     return fig
 
-# %% ../nbs/00_lesson.ipynb #b9790773
+# %% ../nbs/00_lesson.ipynb #0ab7f86f
 def strip_figure(
     draw:Callable[..., None],        # draw(fig, **values) fills an empty Figure or SubFigure
     positions:Sequence[dict],        # values of each picture
@@ -125,7 +148,7 @@ def strip_figure(
         draw(part, **values)
     return fig
 
-# %% ../nbs/00_lesson.ipynb #91e65ed8
+# %% ../nbs/00_lesson.ipynb #5db8bab5
 GREEK = dict(epsilon="ε", tau="τ", rho="ρ", gamma="γ", beta="β", sigma="σ", advantage="A", lr="learning rate")
 
 def _control(name:str, values, start):
@@ -140,7 +163,7 @@ def _control(name:str, values, start):
     kind = w.FloatSlider if any(isinstance(v, float) for v in (*values, start)) else w.IntSlider
     return kind(value=start, min=low, max=high, step=step, **look)
 
-# %% ../nbs/00_lesson.ipynb #f77547bc
+# %% ../nbs/00_lesson.ipynb #c6ac2a43
 EXPLORERS:list["Explorer"] = []      # what this process has shown, for tests to move
 
 class Explorer:
@@ -149,6 +172,9 @@ class Explorer:
         import ipywidgets as w
         self.draw, self.figure = draw, _figure(size)
         self.controls = {name: _control(name, values, start[name]) for name, values in sliders.items()}
+        self.places:list = []
+        self.picture()     # finds where the axes go; computing that anew for each move would take half of the time
+        self.places = [ax.get_position() for ax in self.figure.axes]
         self.image = w.Image(format="png", value=self.picture(), layout=w.Layout(max_width="100%", width="max-content"))
         for control in self.controls.values():
             control.observe(self._moved, "value")
@@ -158,8 +184,11 @@ class Explorer:
     def picture(self)->bytes:
         "The figure at the sliders' values, as PNG."
         self.figure.clear()
+        self.figure.set_layout_engine("none" if self.places else "constrained")
         self.draw(self.figure, **{name: control.value for name, control in self.controls.items()})
-        return _png(self.figure)
+        for ax, place in zip(self.figure.axes, self.places):
+            ax.set_position(place)
+        return _png(self.figure, small=False)
 
     def _moved(self, change)->None: self.image.value = self.picture()
 
@@ -171,7 +200,7 @@ class Explorer:
 
     def _ipython_display_(self)->None: "Nothing: `explore` has shown it."
 
-# %% ../nbs/00_lesson.ipynb #0ab7f86f
+# %% ../nbs/00_lesson.ipynb #d0a0a8b0
 def explore(
     draw:Callable[..., None],        # draw(fig, **values) fills an empty Figure or SubFigure, in less than 0.1 s
     positions:Sequence[dict],        # values of the still pictures; the sliders start at the first
@@ -180,10 +209,11 @@ def explore(
     **sliders,                       # name = (low, high, step), a list of options, or True/False
 )->Explorer|None:                    # None where ipywidgets is not installed
     "Show still pictures of a few positions, and under them the live figure with its sliders."
-    from IPython.display import Image, display
+    from IPython.display import display
+    from IPython.display import Image as Still
     if set(sliders) != set(positions[0]):
         raise ValueError(f"sliders {sorted(sliders)} and positions {sorted(positions[0])} name different values")
-    display(Image(_png(strip_figure(draw, positions, size, stacked))))
+    display(Still(_png(strip_figure(draw, positions, size, stacked))))
     try: explorer = Explorer(draw, positions[0], size, sliders)
     except ImportError:
         print("pip install ipywidgets, and sliders appear here")

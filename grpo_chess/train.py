@@ -13,7 +13,6 @@ import os
 import sys
 import time
 import warnings
-from argparse import SUPPRESS
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +21,6 @@ import chess
 import numpy as np
 import torch
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
 from tqdm import tqdm
 
 from .arena import ArenaError, MatchResult, play_match, policy_player, random_openings
@@ -33,16 +31,16 @@ from .model import MODELS, ChessTransformer, ModelConfig, NoLegalMove, Policy, W
 from .positions import PositionsConfig, start_positions
 from .reward import Judge, RewardConfig
 from .sampler import SamplerConfig
-from .settings import StopRequest, build, known_keys, one_line, sections, unknown_key
+from .settings import ConfigError, EndedEarly, StopRequest, choose, known_keys, parse_settings, read_yaml, run_command, take
 from .trainer import (AblateConfig, CheckpointError, GuardConfig, NotFinite, Trainer, TrainerConfig, check_group, check_guard, checkpoints, draw_panel, load_checkpoint,
                                 make_fabric, once, read_metrics, save_checkpoint)
 
 # %% auto #0
-__all__ = ['CONFIGS', 'MAY_CHANGE', 'OPENING_SEED', 'REPORT', 'USER_ERRORS', 'MatchConfig', 'Config', 'presets', 'ConfigError',
-           'make_parser', 'check_key', 'flatten', 'read_yaml', 'parse', 'check_resumable', 'take', 'RunError',
-           'GuardStop', 'to_yaml', 'run_folder', 'open_run', 'Log', 'old_against_new', 'change', 'guard_actions',
-           'write_report', 'untrained', 'initial_model', 'engine_share', 'needs_engine', 'progress_text', 'run',
-           'all_or_none', 'prepare', 'resume_from', 'describe_run', 'steps_left', 'train_loop', 'main']
+__all__ = ['CONFIGS', 'PROG', 'OPTIONS', 'MAY_CHANGE', 'OPENING_SEED', 'REPORT', 'USER_ERRORS', 'MatchConfig', 'Config',
+           'presets', 'parse', 'check_resumable', 'RunError', 'GuardStop', 'to_yaml', 'run_folder', 'open_run', 'Log',
+           'old_against_new', 'change', 'guard_actions', 'write_report', 'untrained', 'initial_model', 'engine_share',
+           'needs_engine', 'progress_text', 'run', 'all_or_none', 'prepare', 'resume_from', 'describe_run',
+           'steps_left', 'train_loop', 'work', 'main']
 
 # %% ../nbs/11_train.ipynb #dc221290
 @dataclass
@@ -129,74 +127,19 @@ def presets()->dict[str, Path]:
     return {p.stem: p for p in sorted(CONFIGS.glob("*.yaml"))}
 
 # %% ../nbs/11_train.ipynb #26df007c
-class ConfigError(ValueError):
-    "Something in the configuration, in one line."
+PROG = "python -m grpo_chess.train"
+OPTIONS = dict(preset=f"settings that come with the package: {', '.join(presets())}", resume="folder of a run to continue, with the settings it was started with")
 
-def make_parser(
-    base:dict[str, object]|None=None,   # settings of the preset or of the run that is resumed, for --help to show
-)->ArgumentParser:
-    "Command line, YAML keys and help of `Config`."
-    set_parsing_settings(validate_defaults=False)
-    parser = ArgumentParser(prog="grpo_chess.train", exit_on_error=False, description="Train a chess policy by GRPO.",
-                            usage="python -m grpo_chess.train [--preset NAME] [--config FILE] [--resume RUN] [--key value ...]")
-    parser.add_argument("--preset", type=str, default="tiny", help=f"settings that come with the package: {', '.join(presets())}")
-    parser.add_argument("--resume", type=str, default="", help="folder of a run to continue, with the settings it was started with")
-    parser.add_argument("--config", action="config", help="YAML file with settings, over those of the preset")
-    parser.add_class_arguments(Config)
-    for action in parser._actions:
-        if action.dest in sections(Config): action.help = SUPPRESS   # a whole section from a file
-    parser.set_defaults(base or {})
-    return parser
-
-def check_key(
-    key:str,            # dotted
-    known:list[str],
-    where:str,          # file or command line, for the message
-)->None:
-    "ConfigError with the nearest known key, unless the key is known."
-    if key in known: return
-    raise ConfigError(f"{where}: {unknown_key(key, known)}")
-
-def flatten(tree:dict, prefix:str="")->dict[str, object]:
-    "Nested settings as dotted keys."
-    out = {}
-    for k, v in tree.items(): out |= flatten(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}": v}
-    return out
-
-def read_yaml(path:str|Path, known:list[str])->dict[str, object]:
-    "Settings of a YAML file as dotted keys, all of them known."
-    try: tree = yaml.safe_load(Path(path).read_text()) or {}
-    except OSError as e: raise ConfigError(f"cannot read {path}: {e.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise ConfigError(f"{path} is not YAML: {' '.join(str(e).split())}") from None
-    if not isinstance(tree, dict): raise ConfigError(f"{path}: expected settings like 'seed: 1', found {type(tree).__name__}")
-    flat = flatten(tree)
-    for key, value in flat.items():
-        check_key(key, known, str(path))
-        if value is None: raise ConfigError(f"{path}: {key} has no value")
-    return flat
-
-# %% ../nbs/11_train.ipynb #82a598fe
 def parse(
     argv:list[str],         # command line without the program's name
 )->tuple[Config, dict]:     # settings; preset and resume
     "Read a command line; ConfigError says in one line what is wrong. `--help` prints and exits."
-    known, own = known_keys(Config), ("preset", "config", "resume")
-    for arg in argv:
-        if arg.startswith("--"): check_key(arg[2:].split("=")[0], [*known, *own, "help", "print_config"], "command line")
-    pre = take(argv, own)
-    preset, resume = (pre["preset"] or ["tiny"])[-1], (pre["resume"] or [""])[-1]
-    if resume and (pre["preset"] or pre["config"]): raise ConfigError("--resume continues with the run's own settings: leave out --preset and --config")
-    if preset not in presets(): raise ConfigError(f"there is no preset {preset!r}; there are {', '.join(presets())}")
-    files = [Path(resume)/"config.yaml"] if resume else [presets()[preset], *pre["config"]]
-    parser = make_parser(read_yaml(files[0], known))
-    args = [f"--{k}={v}" for f in files for k, v in read_yaml(f, known).items()]
-    if resume: check_resumable(pre["rest"])
-    try:
-        values = parser.parse_args(args + pre["rest"])
-        return build(Config, values), dict(preset=preset, resume=resume)
-    except SystemExit: raise
-    except ValueError as e: raise ConfigError(str(e)) from None
-    except Exception as e: raise ConfigError(one_line(e)) from None
+    found, rest = take(argv, tuple(OPTIONS))
+    preset, resume = (found["preset"] or ["tiny"])[-1], (found["resume"] or [""])[-1]
+    if resume and (found["preset"] or take(rest, ("config",))[0]["config"]): raise ConfigError("--resume continues with the run's own settings: leave out --preset and --config")
+    base = read_yaml(Path(resume)/"config.yaml" if resume else choose(preset, presets()), known_keys(Config))
+    if resume: check_resumable(rest)
+    return parse_settings(Config, rest, PROG, base, OPTIONS), dict(preset=preset, resume=resume)
 
 MAY_CHANGE = ("minutes", "track", "accelerator", "trainer.steps", "trainer.checkpoint_every", "trainer.keep", "trainer.micro_batch", "match.", "engine.")
 
@@ -205,24 +148,11 @@ def check_resumable(rest:list[str])->None:
     for arg in rest:
         if arg.startswith("--") and not arg[2:].startswith(MAY_CHANGE): raise ConfigError(f"{arg.split('=')[0]} cannot change in a resumed run: it would be another run; start a new one with --init {{run}}/model.safetensors")
 
-def take(argv:list[str], names:tuple[str, ...])->dict[str, list]:
-    "Take `--name value` and `--name=value` of some names out of a command line; what is left stands under `rest`."
-    out, rest = {n: [] for n in names}, []
-    it = iter(argv)
-    for arg in it:
-        key, eq, value = arg.partition("=")
-        if key[2:] in names and key.startswith("--"):
-            value = value if eq else next(it, None)
-            if value is None: raise ConfigError(f"{key} needs a value")
-            out[key[2:]].append(value)
-        else: rest.append(arg)
-    return out | dict(rest=rest)
-
 # %% ../nbs/11_train.ipynb #6ef2e0c8
 class RunError(RuntimeError):
     "A run folder that cannot be used."
 
-class GuardStop(RuntimeError):
+class GuardStop(EndedEarly):
     "A run that its guard aborted; its report is written."
 
 def to_yaml(cfg:Config)->str:
@@ -480,20 +410,20 @@ def train_loop(fabric, trainer, cfg, folder, log, started, quiet)->str:
     return why
 
 # %% ../nbs/11_train.ipynb #8f7baeca
-USER_ERRORS = (ConfigError, RunError, PositionError, WeightsError, CheckpointError, EngineError, ArenaError, NotFinite, NoLegalMove)
+USER_ERRORS = (RunError, PositionError, WeightsError, CheckpointError, EngineError, ArenaError, NotFinite, NoLegalMove)
+
+def work(argv:list[str])->None:
+    "A run from a command line."
+    warnings.filterwarnings("ignore", module="lightning_fabric")
+    try:
+        cfg, how = parse(argv)
+        run(cfg, **how)
+    finally:
+        if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()      # left to the interpreter's exit, gloo's threads abort a process now and then
 
 def main(argv:list[str]|None=None)->int:
     "The command line; returns the exit status."
-    warnings.filterwarnings("ignore", module="lightning_fabric")
-    try:
-        cfg, how = parse(sys.argv[1:] if argv is None else argv)
-        run(cfg, **how)
-        return 0
-    except USER_ERRORS as e: print(f"error: {e}", file=sys.stderr); return 2
-    except GuardStop as e: print(f"stopped: {e}", file=sys.stderr); return 3
-    except KeyboardInterrupt: print("stopped; the last checkpoint stands", file=sys.stderr); return 130
-    finally:
-        if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()      # left to the interpreter's exit, gloo's threads abort a process now and then
+    return run_command(work, argv, USER_ERRORS, "the last checkpoint stands")
 
 # %% ../nbs/11_train.ipynb #00662d9a
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

@@ -25,15 +25,16 @@ def text_outputs(nb):
     out = []
     for cell in nb.cells:
         if cell.cell_type != "code": continue
-        if any(WIDGET in o.get("data", {}) for o in cell.get("outputs", [])): out.append(""); continue      # .ci/clean.py leaves sliders out
-        texts = [(o.get("name"), o.get("text") or o.get("data", {}).get("text/plain", "")) for o in cell.get("outputs", [])]
+        kept = [o for o in cell.get("outputs", []) if WIDGET not in o.get("data", {})]                      # .ci/clean.py leaves sliders out
+        shown = [o.get("data", {}) for o in kept]
+        texts = [(o.get("name"), o.get("text") or d.get("text/markdown") or d.get("text/html") or d.get("text/plain", "")) for o, d in zip(kept, shown)]
         out.append("".join(re.sub(r"0x[0-9a-f]+", "0x", t) for stream, t in texts if stream != "stderr"))
     return out
 
 # Runs after the last cell of a page that has sliders: each one is set as a reader sets it, and the picture in its own output must change.
 MOVE_SLIDERS = """
 import ipywidgets
-from grpo_chess.lesson import EXPLORERS
+if "EXPLORERS" not in globals(): from grpo_chess.lesson import EXPLORERS
 def ends(w):
     if hasattr(w, "options"): return [w._options_full[0][1], w._options_full[-1][1]]
     return [False, True] if isinstance(w, ipywidgets.Checkbox) else [w.min, w.max]

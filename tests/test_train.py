@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from grpo_chess import train
 from grpo_chess.board import ACTION_TO
 from grpo_chess.model import MODELS, ChessTransformer, save_model
-from grpo_chess.settings import known_keys
-from grpo_chess.train import Config, main, make_parser, parse, presets, run
+from grpo_chess.settings import known_keys, make_parser
+from grpo_chess.train import Config, main, parse, presets, run
 from grpo_chess.trainer import METRICS, read_metrics
 
 TOP = Path(__file__).resolve().parent.parent
@@ -84,7 +84,7 @@ def test_help_explains_every_field(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert e.value.code == 0
     sections = {f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory)}
-    for action in make_parser()._actions: assert action.help and ("SUPPRESS" not in str(action.help) or action.dest in sections), action.option_strings
+    for action in make_parser(Config, "train")._actions: assert action.help and ("SUPPRESS" not in str(action.help) or action.dest in sections), action.option_strings
     assert "default: 600)" in text                                            # the preset's steps, not the dataclass's
     def fields(cls, prefix=""):
         for f in dataclasses.fields(cls):

@@ -16,7 +16,8 @@ import numpy as np
 
 from grpo_chess.engine import EngineConfig, EnginePool, engine_name
 from grpo_chess.model import describe
-from grpo_chess.pretrain import LabelError, fingerprint, held_out, read_manifest, read_tokens, turn_round
+from grpo_chess.labels import LabelError, fingerprint, held_out, read_manifest, read_tokens
+from grpo_chess.targets import turn_round
 
 OUT = Path(__file__).resolve().parent.parent/"data/heldout.jsonl"
 SIZE, DEPTH = 2000, 8

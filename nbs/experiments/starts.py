@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from grpo_chess.model import describe
-from grpo_chess.pretrain import LabelError, read_manifest, read_shard
+from grpo_chess.labels import LabelError, read_manifest, read_shard
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -1,0 +1,37 @@
+"""Pages in a real browser: they run, nothing is broken to look at, and every slider redraws its figure, by keyboard and by mouse."""
+import pytest
+from browser import MISSING, TOP, Lab
+
+pytestmark = [pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.xdist_group("browser")]
+PAGES = sorted(str(p.relative_to(TOP)) for p in (TOP/"nbs").rglob("*.ipynb") if "explore(" in p.read_text())
+
+@pytest.fixture(scope="module")
+def lab():
+    with Lab() as lab: yield lab
+
+def move(lab, picture, handle, how):
+    "Seconds until the picture followed; tries both directions, because a slider may stand at an end."
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+    for sign in (1, -1):
+        def by_key(): handle.send_keys(Keys.ARROW_RIGHT if sign > 0 else Keys.ARROW_LEFT)
+        def by_mouse(): ActionChains(lab.browser).drag_and_drop_by_offset(handle, 60*sign, 0).perform()
+        for _ in range(5 if how == "keyboard" else 1):
+            waited = lab.changed(picture, by_key if how == "keyboard" else by_mouse, seconds=3.)
+            if waited is not None: return waited
+    return None
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_runs_and_its_sliders_redraw(lab, page, capsys):
+    wrong = lab.run(page)
+    assert not wrong, f"{page} in a browser: {wrong}"
+    figures = lab.figures()
+    assert figures, f"{page} shows no live figure"
+    for i, (picture, handles) in enumerate(figures):
+        assert handles, f"{page}, live figure {i}: no slider"
+        for k, handle in enumerate(handles):
+            for how in ("keyboard", "mouse"):
+                waited = move(lab, picture, handle, how)
+                assert waited is not None, f"{page}, live figure {i}, slider {k}: moving it by {how} changes nothing that is seen"
+                with capsys.disabled(): print(f"{page}: figure {i}, slider {k}, {how}: {1000*waited:.0f} ms")
+    lab.close_page()

@@ -1,0 +1,152 @@
+"The one parser of all command lines: files, wrong settings, signals, lost readers, exit statuses."
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from grpo_chess.settings import (
+    ConfigError, EndedEarly, Stopped, StopRequest, choose, flatten, handled, interrupt, known_keys, make_parser, parse_settings,
+    read_yaml, run_command, take,
+)
+
+TOP = Path(__file__).resolve().parent.parent
+
+@dataclass
+class Inner:
+    """Inner.
+
+    Args:
+        depth: how deep
+    """
+    depth: int = 4
+
+@dataclass
+class Outer:
+    """Outer.
+
+    Args:
+        seed: a seed
+        minutes: a time
+        name: a name
+        on: a switch
+        inner: more
+    """
+    seed: int = 0
+    minutes: float = 0.
+    name: str = ""
+    on: bool = True
+    inner: Inner = field(default_factory=Inner)
+
+KNOWN = known_keys(Outer)
+
+def parse(*argv, **base): return parse_settings(Outer, [str(a) for a in argv], "outer", base)
+
+def refused(call, *args):
+    "The error's text, which is one line."
+    with pytest.raises(ConfigError) as e: call(*args)
+    assert len(str(e.value).splitlines()) == 1
+    return str(e.value)
+
+# Files
+
+BOMB = "a: &a [1, 1]\n" + "".join(f"{y}: &{y} [{', '.join([f'*{x}']*9)}]\n" for x, y in zip("abcdefgh", "bcdefghi"))
+
+@pytest.mark.parametrize("text, says", [
+    (BOMB, "aliases"), ("seed: &x [*x]", "aliases"), ("&x\nseed: *x", "aliases"), ("["*5000, "nested too deeply"), ("{a: "*5000, "nested too deeply"),
+    ("seed: [", "is not YAML"), ("- 1", "found list"), ("7", "found int"), ("seed:", "seed has no value"), ("inner: {dept: 2}", "did you mean 'inner.depth'"),
+    ("seed: !!python/object/apply:os.getcwd []", "is not YAML"), ("seed: \x00", "is not YAML")])
+def test_a_bad_file_is_one_line_at_once(tmp_path, text, says):
+    file = tmp_path/"x.yaml"
+    file.write_text(text)
+    start = time.perf_counter()
+    for call, args in ((read_yaml, (file, KNOWN)), (parse, ("--config", file))): assert says in refused(call, *args)
+    assert time.perf_counter() - start < 5
+
+def test_a_file_that_is_no_text_or_no_file(tmp_path):
+    (tmp_path/"x.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "is not YAML" in refused(read_yaml, tmp_path/"x.yaml", KNOWN)
+    assert "cannot read" in refused(read_yaml, tmp_path, KNOWN) and "No such file" in refused(read_yaml, tmp_path/"none", KNOWN)
+
+def test_later_settings_win_wherever_they_stand(tmp_path):
+    for name, text in dict(a="seed: 1\nminutes: 1\nname: a", b="seed: 2\nminutes: 2").items(): (tmp_path/f"{name}.yaml").write_text(text)
+    got = parse("--seed", 3, "--config", tmp_path/"a.yaml", f"--config={tmp_path/'b.yaml'}", **{"inner.depth": 9, "name": "base"})
+    assert got == Outer(3, 2., "a", True, Inner(9))
+
+# The command line
+
+@pytest.mark.parametrize("argv, says", [
+    (["--sead", "1"], "did you mean 'seed'"), (["--dept=1"], "inner.depth"), (["--inner", "{depth: 1}"], "unknown setting 'inner'"), (["--seed"], "seed"),
+    (["--config"], "--config needs a value"), (["--config", "--seed"], "--config needs a value"), (["--seed", "1.5"], "seed"), (["seven"], "seven"),
+    (["--minutes", ".nan"], "not a finite number"), (["--minutes", ".inf"], "not a finite number"), (["--minutes", "1e999"], "not a finite number"),
+    (["--seed", "9"*26], "too large"), (["--seed", "9"*400], "too large"), (["--on", "perhaps"], "on")])
+def test_a_bad_command_line_is_one_line(argv, says):
+    assert says in refused(parse, *argv)
+
+def test_take_and_choose():
+    assert take(["--a", "1", "--b=2", "--a=3", "x"], ("a",)) == (dict(a=["1", "3"]), ["--b=2", "x"])
+    assert "there are p, q" in refused(choose, "r", dict(p={}, q={}))
+    assert flatten(dict(a=1, b=dict(c=2, d=dict(e=3)))) == {"a": 1, "b.c": 2, "b.d.e": 3}
+
+def test_help_shows_the_preset_and_the_commands_own_options(capsys):
+    with pytest.raises(SystemExit) as e: parse_settings(Outer, ["--help"], "python -m outer", dict(minutes=15), dict(preset="a name"))
+    text = " ".join(capsys.readouterr().out.split())
+    assert e.value.code == 0 and "default: 15" in text and "--preset PRESET" in text and all(f"--{k} " in text for k in KNOWN)
+    assert all(action.help for action in make_parser(Outer, "x")._actions)
+
+# How a command ends
+
+def status_of(error=None):
+    def work(argv):
+        if error: raise error
+    return run_command(work, [], (KeyError,), "nothing is lost")
+
+def test_exit_statuses(capsys):
+    cases = [(None, 0, ""), (ConfigError("a\nb"), 2, "error: a b"), (KeyError("k"), 2, "error: 'k'"), (EndedEarly("enough"), 3, "stopped: enough"), (Stopped("told to"), 130, "stopped: told to"),
+             (KeyboardInterrupt(), 130, "stopped; nothing is lost"), (OSError(28, "No space left on device", "x.json"), 2, "error: x.json: No space left on device")]
+    for error, status, says in cases:
+        assert status_of(error) == status and capsys.readouterr().err.strip() == says
+    with pytest.raises(ZeroDivisionError): status_of(ZeroDivisionError())          # a bug of ours keeps its traceback
+
+def script(body, *tail, **env):
+    code = f"import sys, time, signal, os\nfrom grpo_chess.settings import *\ndef work(argv):\n    {body}\nsys.exit(run_command(work, [], (), 'nothing is lost'))"
+    return [sys.executable, "-c", code, *tail], os.environ | dict(PYTHONPATH=str(TOP)) | env
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_work_through_its_finally_blocks(name, tmp_path):
+    command, env = script(f"try: print('begun', flush=True); time.sleep(60)\n    finally: open({str(tmp_path/'closed')!r}, 'w')")
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and err.strip() == "stopped; nothing is lost" and (tmp_path/"closed").exists()
+
+def test_an_ignored_hangup_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with handled(interrupt): signal.raise_signal(signal.SIGHUP)
+        with StopRequest() as stop: signal.raise_signal(signal.SIGHUP)
+        assert not stop and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally: signal.signal(signal.SIGHUP, before)
+
+def test_a_closed_terminal_asks_twice_and_does_not_interrupt():
+    with StopRequest() as stop:
+        for _ in range(2): signal.raise_signal(signal.SIGHUP)
+        assert stop
+        with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
+
+@pytest.mark.parametrize("where", ["| head -1", "> /dev/full", "2>&1 | head -1", "> /dev/full 2>&1"])
+def test_work_goes_on_when_nobody_reads(where, tmp_path):
+    body = f"for i in range(3000): print('line', i, flush=i % 2 == 0); print('bar', file=sys.stderr)\n    open({str(tmp_path/'done')!r}, 'w')"
+    command, env = script(body)
+    done = subprocess.run(["bash", "-c", f'"$0" "$@" {where}; echo ${{PIPESTATUS[0]}} > {tmp_path/"status"}', *command], env=env, capture_output=True, text=True, timeout=60)
+    assert (tmp_path/"done").exists() and (tmp_path/"status").read_text().strip() == "0" and "Error" not in done.stderr, done.stderr[-500:]
+
+def test_a_terminal_of_ascii_loses_letters_only():
+    command, env = script("print('4×2 ± 1')", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.strip() == "4?2 ? 1", done.stderr
