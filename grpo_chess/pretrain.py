@@ -21,7 +21,9 @@ import torch
 from jsonargparse import ArgumentParser
 from safetensors import safe_open
 
-from .arena import RATINGS, ArenaError, Ladder, MatchResult, can_write, engine_player, play_ladder, play_match, policy_player, random_openings, random_player, write_text
+from .arena import can_write, write_text
+from .matches import RATINGS, Ladder, MatchResult, play_ladder, play_match
+from .players import ArenaError, engine_player, policy_player, random_openings, random_player
 from .board import PositionError
 from .convert import ConvertConfig, convert
 from .engine import EngineConfig, EngineError, EnginePool
