@@ -21,7 +21,9 @@ import torch
 from jsonargparse import ArgumentParser
 from safetensors import safe_open
 
-from .arena import RATINGS, ArenaError, Ladder, MatchResult, can_write, engine_player, play_ladder, play_match, policy_player, random_openings, random_player, write_text
+from .arena import can_write, write_text
+from .matches import RATINGS, Ladder, MatchResult, play_ladder, play_match
+from .players import ArenaError, engine_player, policy_player, random_openings, random_player
 from .board import PositionError
 from .convert import ConvertConfig, convert
 from .engine import EngineConfig, EngineError, EnginePool
@@ -29,7 +31,10 @@ from .labels import LabelConfig, LabelError, Labels, at_least, bar, held_out, la
 from .model import MODELS, ChessTransformer, NoLegalMove, Policy, WEIGHTS, WeightsError, load_model, n_params, pretrained, save_model
 from .settings import StopRequest, build, known_keys, one_line, unknown_key
 from .targets import MEASURES, TARGETS, Stream, cross_entropy, measure_labels, to_batch
-from .trainer import CheckpointError, InPrecision, checkpoints, flush, make_fabric, move_average, read_metrics
+from .batch import InPrecision, make_fabric
+from .checkpoint import CheckpointError, checkpoints, flush
+from .panel import read_metrics
+from .trainer import move_average
 
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'COMMANDS', 'USER_ERRORS', 'TrainConfig', 'UsageError', 'TrainError', 'lr_share', 'MuonAdamW',
