@@ -16,9 +16,10 @@ import chess
 import chess.engine
 import torch
 
-from grpo_chess.arena import JudgeConfig, play_match, policy_player, random_openings, weak_engine_player
 from grpo_chess.engine import EngineConfig, EnginePool, find_engine
+from grpo_chess.matches import JudgeConfig, play_match
 from grpo_chess.model import Policy, pretrained
+from grpo_chess.players import policy_player, random_openings, weak_engine_player
 
 
 def loop_games(player, openings, limit):

@@ -5,814 +5,46 @@
 # %% ../nbs/08_arena.ipynb #d5522058
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
-import random
 import sys
-from argparse import SUPPRESS
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from statistics import NormalDist
+from typing import Any
 
 import chess
-import chess.pgn
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser, set_parsing_settings
 from tqdm import tqdm
 
-from .board import PositionError, Terminal, action_to_move, encode, legal_actions, parse_fen, position_key, terminal
-from .engine import DEPTH, MATE, EngineConfig, EngineError, EnginePool, engine_name, is_mate, move_scores
-from .model import MODELS, ChessTransformer, NoLegalMove, Policy, WeightsError, load_model, pretrained
-from .positions import read_positions
-from .reward import win_probability
-from .settings import build, known_keys, one_line, sections, unknown_key
-
-class ArenaError(RuntimeError): "A player, a judge or a file did not do its part; one line says which."
+from .board import PositionError
+from .engine import EngineConfig, EngineError, EnginePool, engine_name
+from .matches import RATINGS, JudgeConfig, Ladder, MatchResult, play_ladder, play_match, play_sprt
+from .measures import PuzzleResult, Regret, read_labels, read_puzzles, regret, solve
+from .model import NoLegalMove, Policy, WeightsError
+from .players import (
+    ArenaError, Player, engine_player, file_openings, load_player_model, needs_engine, policy_player, random_openings,
+    random_player, read_name, weak_engine_player)
+from .settings import choose, parse_settings, run_command, take
+from .stats import MIN_GAMES, Sprt, SprtConfig
 
 # %% auto #0
-__all__ = ['Player', 'UNITS', 'PAWN', 'RESULTS', 'MIN_GAMES', 'RATINGS', 'COLUMNS', 'KINDS', 'PRESETS', 'FLOOR_NETS',
-           'USER_ERRORS', 'ArenaError', 'draws', 'random_player', 'policy_player', 'game_text', 'engine_player',
-           'engine_units', 'skill_pick', 'weak_engine_player', 'random_openings', 'read_openings', 'file_openings',
-           'Game', 'JudgeConfig', 'play_match', 'evidence', 'score_interval', 'elo', 'expected_score', 'normalized_elo',
-           'MatchResult', 'SprtConfig', 'Sprt', 'sprt', 'play_sprt', 'Ladder', 'fit_ladder', 'play_ladder', 'Label',
-           'read_labels', 'Regret', 'regret', 'Puzzle', 'read_puzzles', 'PuzzleResult', 'solve', 'read_name',
-           'needs_engine', 'load_player_model', 'ArenaConfig', 'make_parser', 'parse', 'Arena', 'play_named',
-           'by_untrained', 'play_floor', 'play_levels', 'measure_regret', 'measure_puzzles', 'for_json', 'can_write',
-           'write_text', 'run', 'main']
-
-# %% ../nbs/08_arena.ipynb #6706408a
-Player = Callable[[list[chess.Board], list[int], int], list[chess.Move]]   # boards, game numbers, ply -> moves
-
-def _mix(x):
-    "Scramble 64-bit integers (the finaliser of splitmix64)."
-    x = (x ^ (x >> np.uint64(30)))*np.uint64(0xbf58476d1ce4e5b9)
-    x = (x ^ (x >> np.uint64(27)))*np.uint64(0x94d049bb133111eb)
-    return x ^ (x >> np.uint64(31))
-
-def draws(
-    seed:int,
-    games:list[int],    # [N] game numbers
-    ply:int,
-    salt:int=0,         # for more than one number a move
-)->np.ndarray:          # [N] float64 in [0, 1)
-    "Random numbers that depend on seed, game and ply alone, not on what else is in the batch."
-    x, step = np.zeros(len(games), np.uint64), np.uint64(0x9e3779b97f4a7c15)
-    for key in (np.full(len(games), seed % 2**64, np.uint64), np.asarray(games, np.uint64), np.full(len(games), 1000*ply + salt, np.uint64)):
-        x = _mix((x ^ key) + step)
-    return (x >> np.uint64(11))*2.**-53
-
-# %% ../nbs/08_arena.ipynb #c96e087f
-def random_player(
-    seed:int=0,
-)->Player:
-    "Plays every legal move with the same probability."
-    def play(boards, games, ply):
-        moves = []
-        for board, u in zip(boards, draws(seed, games, ply)):
-            legal = legal_actions(board)
-            moves.append(action_to_move(legal[int(u*len(legal))], board.turn))
-        return moves
-    return play
-
-# %% ../nbs/08_arena.ipynb #89fc805d
-def policy_player(
-    policy:Policy,         # weights and temperature
-    greedy:bool=False,     # True: always the most likely move
-    seed:int=0,            # of the draws, when not greedy
-    bf16:bool=False,       # bfloat16 matrix products: about twice as fast on CPUs that have them, and rounded scores
-)->Player:
-    "Plays a policy, without dropout."
-    @torch.inference_mode()
-    def play(boards, games, ply):
-        tokens, legal = (torch.as_tensor(x).to(policy.device) for x in encode(boards))
-        was_training = policy.model.training
-        policy.model.eval()
-        try:
-            with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16): dist = policy.dist(tokens, legal)
-        finally: policy.model.train(was_training)
-        slot = dist.argmax() if greedy else dist.sample(torch.as_tensor(draws(seed, games, ply), device=policy.device))
-        actions = legal.gather(1, slot[:, None])[:, 0].tolist()
-        return [action_to_move(a, board.turn) for a, board in zip(actions, boards)]
-    return play
-
-# %% ../nbs/08_arena.ipynb #621dd4e4
-def game_text(
-    board:chess.Board,      # with its moves
-)->str:                     # what follows `position fen` in UCI
-    "The position after the last irreversible move, and the moves since: all that the rules of repetition depend on."
-    back = min(board.halfmove_clock, len(board.move_stack))
-    if not back: return position_key(board)
-    return f"{position_key(board.copy(stack=back).root())} moves {' '.join(m.uci() for m in board.move_stack[-back:])}"
-
-def _overlapped(begin):
-    "A player from `begin`, which asks and returns a function that waits."
-    def play(boards, games, ply): return begin(boards, games, ply)()
-    play.begin = begin
-    return play
-
-# %% ../nbs/08_arena.ipynb #70587b40
-def _limit(depth=None, nodes=None, ms=None):
-    "UCI words of a search limit."
-    given = {k: v for k, v in dict(depth=depth, nodes=nodes, movetime=ms).items() if v is not None}
-    if len(given) != 1 or min(given.values()) < 1: raise ArenaError(f"an engine needs one limit of at least 1: depth, nodes or ms; not depth={depth}, nodes={nodes}, ms={ms}")
-    return " ".join(f"{k} {v}" for k, v in given.items())
-
-def engine_player(
-    pool:EnginePool,
-    depth:int|None=None,       # plies; None with no other limit: skill + 1, or the pool's usual depth
-    nodes:int|None=None,       # nodes, instead of a depth
-    ms:int|None=None,          # milliseconds a move, instead of a depth
-    skill:int|None=None,       # 0..20; Stockfish errs on purpose, with random numbers from the clock
-)->Player:
-    "Plays the engine's best move; it knows the game."
-    if skill is not None and not 0 <= skill <= 20: raise ArenaError(f"skill must be 0 to 20, not {skill}")
-    if depth is None and nodes is None and ms is None: depth = DEPTH if skill is None else skill + 1
-    go, options = _limit(depth, nodes, ms), {} if skill is None else {"Skill Level": skill}
-    def begin(boards, games, ply):
-        future = pool.submit_go(map(game_text, boards), go, lambda said, best, text, go: chess.Move.from_uci(best), **options)
-        return lambda: pool.wait(future)
-    return _overlapped(begin)
-
-# %% ../nbs/08_arena.ipynb #2ff2a4f4
-UNITS, PAWN = 361, 126      # Stockfish 15.1: units in 100 centipawns of its output, and the largest gap in the rule
-
-def engine_units(
-    code:int,       # score code: centipawns, or a mate
-)->int:             # what Stockfish calculates with
-    "A score in the engine's own unit, up to the rounding of its output."
-    if not is_mate(code): return int(UNITS*(code + .5*((code > 0) - (code < 0)))/100)
-    moves = MATE - abs(code)
-    return MATE - (2*moves - 1) if code > 0 else 2*moves - MATE
-
-def skill_pick(
-    scores:dict[str, int],      # UCI -> score code of the best moves, best first
-    level:int,
-    u:np.ndarray,               # [4] random numbers in [0, 1)
-)->str:                         # UCI
-    "The move that Stockfish's rule for weak play picks."
-    best = [(move, engine_units(code)) for move, code in list(scores.items())[:4]]
-    weakness, top = 120 - 2*level, best[0][1]
-    gap = min(top - best[-1][1], PAWN)
-    push = [int((weakness*(top - s) + gap*int(r*weakness))/128) for (_, s), r in zip(best, u)]
-    return max((s + p, i, move) for i, ((move, s), p) in enumerate(zip(best, push)))[2]
-
-def _read_few(said, best, fen, go):
-    "The scores of the best moves."
-    scores = move_scores(said)
-    if best not in scores: raise ValueError(f"its best move {best} has no score")
-    return scores
-
-def weak_engine_player(
-    pool:EnginePool,
-    level:int=0,      # 0..19, searched at depth 1 + level
-    seed:int=0,       # of the errors
-)->Player:
-    "Stockfish's skill level, but seeded: the same match every time."
-    if not 0 <= level <= 19: raise ArenaError(f"level must be 0 to 19, not {level}")
-    def begin(boards, games, ply):
-        future = pool.submit_go(map(game_text, boards), f"depth {1 + level}", _read_few, MultiPV=4)
-        u = np.stack([draws(seed, games, ply, salt) for salt in range(4)], 1)
-        return lambda: [chess.Move.from_uci(skill_pick(s, level, r)) for s, r in zip(pool.wait(future), u)]
-    return _overlapped(begin)
-
-# %% ../nbs/08_arena.ipynb #4513945a
-def random_openings(
-    n:int,
-    seed:int=0,
-    plies:int=6,           # random plies from the initial position
-)->list[chess.Board]:      # [n] different positions, none finished
-    "Openings of uniformly random moves; a longer list begins with the shorter one."
-    rng, found = random.Random(f"openings {seed} {plies}"), {}
-    for _ in range(100*n + 100):
-        if len(found) == n: return list(found.values())
-        board = chess.Board()
-        for _ in range(plies):
-            if terminal(board): break
-            board.push(action_to_move(rng.choice(legal_actions(board)), board.turn))
-        if not terminal(board): found.setdefault(position_key(board), board)
-    raise ValueError(f"there are fewer than {n} openings of {plies} plies")
-
-# %% ../nbs/08_arena.ipynb #c3240c85
-RESULTS = ("1-0", "0-1", "1/2-1/2", "*")
-
-def _play_line(text):
-    "Board after moves in SAN or UCI; move numbers are skipped."
-    board, words = chess.Board(), text.split()
-    for word in words[:-1] if words and words[-1] in RESULTS else words:
-        word = word.lstrip("0123456789").lstrip(".") if word[0].isdigit() and not word.startswith("0-0") else word
-        if not word: continue
-        try: board.push(chess.Move.from_uci(word) if _is_uci(word) and board.is_legal(chess.Move.from_uci(word)) else board.parse_san(word))
-        except ValueError: raise PositionError(f"{word!r} cannot be played in {board.fen()}") from None
-    return board
-
-def _is_uci(word): return len(word) in (4, 5) and word[0] in "abcdefgh" and word[1] in "12345678" and word[2] in "abcdefgh" and word[3] in "12345678"
-
-def _move_lines(path):
-    if not path.is_file(): raise PositionError(f"there is no file {path}")
-    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").splitlines(), 1):
-        if not line.strip() or line.startswith("#"): continue
-        try: yield _play_line(line)
-        except PositionError as e: raise PositionError(f"{path}, line {number}: {e}") from None
-
-def read_openings(
-    path:str|Path,          # .txt, .pgn, .fen or .epd
-)->list[chess.Board]:       # different positions, none finished
-    "The openings of a file; PositionError names the file and the line of the first bad one."
-    path = Path(path)
-    if path.suffix == ".txt": boards = list(_move_lines(path))
-    else: boards = read_positions(path)
-    if path.suffix == ".pgn": boards = [b for b, after in zip(boards, [*boards[1:], chess.Board()]) if not after.move_stack]   # the end of each game
-    found = {}
-    for k, b in enumerate(boards, 1):
-        if terminal(b): raise PositionError(f"{path}: opening {k} is a finished game: {b.fen()}")
-        found.setdefault(position_key(b), b)
-    return list(found.values())
-
-def file_openings(
-    path:str|Path,
-    n:int,
-    seed:int=0,         # of the order
-)->list[chess.Board]:   # [n]
-    "`n` openings of a file in random order; a longer list begins with the shorter one."
-    boards = read_openings(path)
-    if len(boards) < n: raise ArenaError(f"{path} holds {len(boards)} different openings, and {n} are needed: two games each")
-    random.Random(f"order {seed}").shuffle(boards)
-    return boards[:n]
-
-# %% ../nbs/08_arena.ipynb #c80b1d70
-@dataclass
-class Game:
-    "One game of a match, as the first player `a` sees it."
-    pair: int                   # number of the opening
-    a_white: bool               # does `a` play White?
-    board: chess.Board          # the position reached, with all its moves
-    opening_plies: int          # how many of them are the opening
-    score: float|None = None    # of `a`: 0, 0.5 or 1; None while the game runs
-    reason: str = ""            # checkmate, stalemate, insufficient, fifty, repetition, claimed, adjudicated, max_plies
-    streak: int = 0             # checks in a row that were won: positive for `a`, negative for `b`
-    level: int = 0              # checks in a row near zero
-
-    @property
-    def number(self)->int:
-        "Number of the game in the match: two for each opening."
-        return 2*self.pair + (not self.a_white)
-    @property
-    def a_moves(self)->bool:
-        "Is it the first player's turn?"
-        return self.board.turn == self.a_white
-    def end(self, score, reason): self.score, self.reason = float(score), reason
-
-# %% ../nbs/08_arena.ipynb #86887f38
-def _end_by_rules(game, claims=False):
-    "End the game if the position is final; in a mate the side to move has lost."
-    kind = terminal(game.board)
-    if kind: game.end((not game.a_moves) if kind == Terminal.CHECKMATE else .5, kind.name.lower())
-    elif claims and game.board.halfmove_clock > 6 and game.board.can_claim_draw(): game.end(.5, "claimed")   # a third time takes seven plies at least
-
-def _move(games, moves, name):
-    "Play one move in each game; anything but a legal move stops the match."
-    if len(moves) != len(games): raise ArenaError(f"{name} returned {len(moves)} moves for {len(games)} positions")
-    for game, move in zip(games, moves):
-        if not isinstance(move, chess.Move) or not game.board.is_legal(move): raise ArenaError(f"{name} played {move}, which is not legal in {game.board.fen()}")
-        game.board.push(move)
-
-def _both_move(turns, ply):
-    "One ply in all games: (player, name, games) of both sides. Engines are asked first, and think while a network computes."
-    ask = lambda call, games: call([g.board for g in games], [g.number for g in games], ply)
-    turns = sorted(((p, name, games) for p, name, games in turns if games), key=lambda turn: not hasattr(turn[0], "begin"))
-    waiting = [(games, name, ask(getattr(p, "begin", p), games)) for p, name, games in turns]
-    for games, name, answer in waiting: _move(games, answer() if callable(answer) else answer, name)
-
-# %% ../nbs/08_arena.ipynb #02e96b91
-@dataclass
-class JudgeConfig:
-    """An engine that ends games.
-
-    Args:
-        on: let the engine end games that are decided, and judge those that are too long; false plays by the rules alone
-        depth: search depth of its evaluations
-        every: plies between two evaluations; odd, so that both sides are seen to move
-        win_cp: centipawns above which a side is winning
-        win_plies: plies over which all evaluations must say so
-        draw_cp: centipawns within which a game is level; 0 never ends a game as a draw
-        draw_plies: plies over which all evaluations must say so
-        draw_from: ply from which a level game can end, without the opening
-    """
-    on: bool = True
-    depth: int = 4
-    every: int = 3
-    win_cp: int = 600
-    win_plies: int = 6
-    draw_cp: int = 10
-    draw_plies: int = 12
-    draw_from: int = 120
-
-    def __post_init__(self):
-        for name, least in dict(depth=1, every=1, win_cp=1, win_plies=1, draw_cp=0, draw_plies=1, draw_from=0).items():
-            if getattr(self, name) < least: raise ValueError(f"judge.{name} = {getattr(self, name)} must be at least {least}")
-        if self.draw_cp >= self.win_cp: raise ValueError(f"judge.draw_cp = {self.draw_cp} must be below judge.win_cp = {self.win_cp}")
-
-def _adjudicate(games, pool, cfg, ply, last):
-    "Ask the engine; end what was won or level for long enough, and at the last ply everything that is won."
-    scores = pool.evaluate([position_key(g.board) for g in games], depth=cfg.depth)
-    if len(scores) != len(games) or any(s is None or s != s for s in scores): raise ArenaError("the judge left positions without an answer")
-    won, level = -(-cfg.win_plies//cfg.every), -(-cfg.draw_plies//cfg.every)
-    for game, cp in zip(games, scores):
-        cp = int(cp) if game.a_moves else -int(cp)          # as `a` sees it
-        side = (cp > cfg.win_cp) - (cp < -cfg.win_cp)
-        game.streak = side*(abs(game.streak) + 1) if side*game.streak >= 0 else side
-        game.level = game.level + 1 if abs(cp) <= cfg.draw_cp and cfg.draw_cp and ply >= cfg.draw_from else 0
-        if abs(game.streak) >= won or last and side: game.end(side > 0, "adjudicated")
-        elif game.level >= level: game.end(.5, "adjudicated")
-
-# %% ../nbs/08_arena.ipynb #09ce3f19
-def play_match(
-    a:Player,                        # the player whose score is counted
-    b:Player,
-    openings:list[chess.Board],      # each is played twice, colours swapped
-    max_plies:int=200,               # longest game, without the opening
-    judge:EnginePool|None=None,      # engine pool that adjudicates; None: the rules and max_plies alone
-    judge_depth:int|None=None,       # its search, where not the one in `rule`
-    rule:JudgeConfig|None=None,      # when it ends a game
-    claims:bool=False,               # a draw as soon as the side to move could claim one
-    names:tuple[str, str]=("a", "b"),
-    first:int=0,                     # number of the first opening, when a match is split
-    progress:Callable|None=None,     # called with the ply and the number of games that still run
-)->MatchResult:
-    "Play all games of a match in one batch."
-    for k, board in enumerate(openings, first):
-        if not board.is_valid() or terminal(board): raise ArenaError(f"opening {k} cannot be played: {board.fen()}")
-    games = [Game(k, white, board.copy(), len(board.move_stack)) for k, board in enumerate(openings, first) for white in (True, False)]
-    live, rule = games, dataclasses.replace(rule or JudgeConfig(), **({} if judge_depth is None else dict(depth=judge_depth)))
-    for ply in range(max_plies + 1):
-        last = ply == max_plies
-        for game in live: _end_by_rules(game, claims)
-        live = [g for g in live if g.score is None]
-        if judge and live and (last or ply and ply % rule.every == 0):
-            _adjudicate(live, judge, rule, ply, last)
-            live = [g for g in live if g.score is None]
-        if progress: progress(ply, len(live))
-        if last or not live: break
-        _both_move([(a, names[0], [g for g in live if g.a_moves]), (b, names[1], [g for g in live if not g.a_moves])], ply)
-    for game in live: game.end(.5, "max_plies")
-    return MatchResult(games, names)
-
-# %% ../nbs/08_arena.ipynb #3e364bc5
-def evidence(
-    x:np.ndarray,    # [n] independent results in [0, 1]
-    mu:float,        # a true score, 0 < mu < 1
-)->float:            # 0 at the mean; about chi-square with one degree of freedom if mu is right
-    "Twice the log-likelihood ratio against a true mean of `mu`."
-    value, count = (z.tolist() for z in np.unique(x, return_counts=True))     # few values: plain Python is faster than numpy
-    off, low, high = [v - mu for v in value], -1/(1 - mu), 1/mu
-    for _ in range(45):                                  # the slope falls in lambda: halve
-        lam = (low + high)/2
-        if sum(n*d/(1 + lam*d) for n, d in zip(count, off)) > 0: low = lam
-        else: high = lam
-    return 2*sum(n*math.log1p(lam*d) for n, d in zip(count, off))
-
-# %% ../nbs/08_arena.ipynb #667d8445
-def score_interval(
-    x:np.ndarray,             # [n] independent results in [0, 1]
-    confidence:float=.95,
-)->tuple[float, float]:
-    "Interval of the true mean; one-sided when all results are 0 or all are 1."
-    x = np.asarray(x, float)
-    if not len(x): return 0., 1.
-    alike = x.min() == x.max()
-    limit = -2*math.log(1 - confidence) if alike else NormalDist().inv_cdf((1 + confidence)/2)**2
-    def edge(inside, outside):
-        for _ in range(40):
-            mu = (inside + outside)/2
-            inside, outside = (mu, outside) if evidence(x, mu) <= limit else (inside, mu)
-        return inside
-    mean = float(x.mean())
-    return (edge(mean, 0.) if mean > 0 else 0., edge(mean, 1.) if mean < 1 else 1.)
-
-# %% ../nbs/08_arena.ipynb #ea4efe68
-MIN_GAMES = 16      # fewer say next to nothing
-
-# %% ../nbs/08_arena.ipynb #935d2aea
-def elo(
-    score:float,     # 0..1
-)->float:            # Elo points; infinite at 0 and 1
-    "Elo difference that makes `score` the expected one."
-    if not 0 < score < 1: return math.copysign(math.inf, score - .5)
-    return 400*math.log10(score/(1 - score))
-
-def expected_score(
-    difference:float,   # Elo points
-)->float:               # 0..1
-    "Score that an Elo difference makes the expected one."
-    return 1/(1 + 10**(-difference/400))
-
-def normalized_elo(
-    pairs:np.ndarray,                    # [n] mean scores of pairs
-    confidence:float=.95,
-)->tuple[float, float, float]:           # value, lower and upper end
-    "Fishtest's normalized Elo with its interval; infinite or unknown when all pairs are alike."
-    x = np.asarray(pairs, float)
-    mean, sd = x.mean(), x.std()
-    if sd == 0: return (math.copysign(math.inf, mean - .5) if mean != .5 else 0.), -math.inf, math.inf
-    t, z = (mean - .5)/sd, (x - mean)/sd
-    error = math.sqrt(max(0., 1 - t*(z**3).mean() + t*t*((z**4).mean() - 1)/4)/len(x))
-    half, scale = NormalDist().inv_cdf((1 + confidence)/2)*error, 800/math.log(10)/math.sqrt(2)
-    return scale*t, scale*(t - half), scale*(t + half)
-
-# %% ../nbs/08_arena.ipynb #9cf97534
-@dataclass
-class MatchResult:
-    "Finished games, and the first player's score with its interval."
-    games: list[Game]
-    names: tuple[str, str] = ("a", "b")
-
-    @property
-    def scores(self)->np.ndarray:           # [games] of `a`: 0, 0.5, 1
-        return np.array([g.score for g in self.games], float)
-    @property
-    def pairs(self)->np.ndarray:            # [openings] mean score of the two games
-        points = {}
-        for g in self.games: points.setdefault(g.pair, []).append(g.score)
-        return np.array([np.mean(p) for p in points.values()])
-    @property
-    def pentanomial(self)->list[int]:       # pairs with 0, 0.5, 1, 1.5, 2 points
-        return np.bincount((4*self.pairs).round().astype(int), minlength=5).tolist()
-    @property
-    def wins(self)->int: return int((self.scores == 1).sum())
-    @property
-    def draws(self)->int: return int((self.scores == .5).sum())
-    @property
-    def losses(self)->int: return int((self.scores == 0).sum())
-    @property
-    def reasons(self)->dict[str, int]:      # how the games ended, most frequent first
-        return dict(Counter(g.reason for g in self.games).most_common())
-    @property
-    def score(self)->float: return float(self.scores.mean()) if self.games else math.nan
-    @property
-    def stderr(self)->float:                # standard error of the score, from pairs
-        return float(self.pairs.std(ddof=1)/math.sqrt(len(self.pairs))) if len(self.pairs) > 1 else math.nan
-    @property
-    def interval(self)->tuple[float, float]: return score_interval(self.pairs)
-    @property
-    def elo(self)->float: return elo(self.score)
-    @property
-    def elo_interval(self)->tuple[float, float]: return tuple(map(elo, self.interval))
-    @property
-    def nelo(self)->tuple[float, float, float]:     # normalized Elo and its interval
-        return normalized_elo(self.pairs)
-
-    def __add__(self, other:MatchResult)->MatchResult:
-        "Both matches together; their openings must have different numbers."
-        if {g.number for g in self.games} & {g.number for g in other.games}: raise ArenaError("the two matches share opening numbers")
-        if self.names != other.names: raise ArenaError(f"{self.names} and {other.names} are not the same players")
-        return MatchResult(self.games + other.games, self.names)
-
-    def __str__(self):
-        if not self.games: return f"{self.names[0]} - {self.names[1]}: no games"
-        (lo, hi), (e_lo, e_hi) = self.interval, self.elo_interval
-        difference = f"{self.elo:+.0f} [{e_lo:+.0f}, {e_hi:+.0f}]"
-        if self.score == 0: difference = f"below {e_hi:+.0f}"
-        if self.score == 1: difference = f"above {e_lo:+.0f}"
-        return (f"{self.names[0]} - {self.names[1]}: {len(self.games)} games +{self.wins} ={self.draws} -{self.losses}, "
-                f"score {self.score:.3f} [{lo:.3f}, {hi:.3f}], Elo {difference}")
-
-    def summary(self)->dict:
-        "Everything but the moves, for JSON; what is infinite becomes null."
-        finite = lambda x: round(x, 5) if math.isfinite(x) else None
-        return dict(a=self.names[0], b=self.names[1], games=len(self.games), wins=self.wins, draws=self.draws, losses=self.losses, pentanomial=self.pentanomial,
-                    score=finite(self.score), interval=[*map(finite, self.interval)], elo=finite(self.elo), elo_interval=[*map(finite, self.elo_interval)],
-                    nelo=finite(self.nelo[0]), nelo_interval=[*map(finite, self.nelo[1:])], reasons=self.reasons)
-
-    def pgn(self)->str:
-        "All games as PGN text, in the order of their numbers."
-        return "\n\n".join(_pgn(g, self.names) for g in sorted(self.games, key=lambda g: g.number)) + "\n"
-
-# %% ../nbs/08_arena.ipynb #2925f94f
-def _pgn(game, names):
-    "PGN of one game; a comment marks where the opening ends."
-    tree = chess.pgn.Game.from_board(game.board)
-    white_score = game.score if game.a_white else 1 - game.score
-    white, black = names if game.a_white else names[::-1]
-    ruled = game.reason in ("adjudicated", "max_plies")
-    tree.headers.update(Event=f"{names[0]} - {names[1]}", Site="grpo_chess arena", Round=f"{game.pair + 1}.{2 - game.a_white}", White=white, Black=black,
-                        Result={1.: "1-0", .5: "1/2-1/2", 0.: "0-1"}[white_score], PlyCount=str(len(game.board.move_stack)),
-                        Termination="adjudication" if ruled else "normal", Reason=game.reason)
-    node = tree
-    for _ in range(game.opening_plies): node = node.next()
-    if game.opening_plies: node.comment = "end of the opening"
-    return str(tree)
-
-# %% ../nbs/08_arena.ipynb #551dd0af
-@dataclass
-class SprtConfig:
-    """A match that ends when it is decided.
-
-    Args:
-        on: test the hypotheses after each batch and stop when one is accepted; `games` is then the most that are played
-        elo0: Elo difference of the first hypothesis
-        elo1: Elo difference of the second, which is larger
-        alpha: risk of accepting elo1 when elo0 is true
-        beta: risk of accepting elo0 when elo1 is true
-        batch: games between two looks, even
-    """
-    on: bool = False
-    elo0: float = 0.
-    elo1: float = 20.
-    alpha: float = .05
-    beta: float = .05
-    batch: int = 64
-
-    def __post_init__(self):
-        if not self.elo0 < self.elo1: raise ValueError(f"sprt.elo0 = {self.elo0} must be below sprt.elo1 = {self.elo1}")
-        if not (0 < self.alpha < .5 and 0 < self.beta < .5): raise ValueError(f"sprt.alpha = {self.alpha} and sprt.beta = {self.beta} must lie between 0 and 0.5")
-        if self.batch < 2 or self.batch % 2: raise ValueError(f"sprt.batch = {self.batch} must be even and at least 2")
-
-@dataclass
-class Sprt:
-    "State of a sequential test."
-    llr: float
-    low: float          # accept elo0 below
-    high: float         # accept elo1 above
-    games: int
-    cfg: SprtConfig
-    @property
-    def accepted(self)->float|None:     # the Elo difference that was accepted; None: undecided
-        return self.cfg.elo1 if self.llr >= self.high else self.cfg.elo0 if self.llr <= self.low else None
-    def __str__(self):
-        said = "undecided" if self.accepted is None else f"Elo {self.accepted:+g} accepted"
-        return f"SPRT {self.cfg.elo0:+g} against {self.cfg.elo1:+g}: {said} after {self.games} games, LLR {self.llr:+.2f} in [{self.low:.2f}, {self.high:.2f}]"
-
-def sprt(
-    pairs:np.ndarray,       # [n] mean scores of pairs
-    cfg:SprtConfig,
-)->Sprt:
-    "Where a sequential test stands."
-    e0, e1 = (evidence(pairs, expected_score(e)) if len(pairs) else 0. for e in (cfg.elo0, cfg.elo1))
-    return Sprt((e0 - e1)/2, math.log(cfg.beta/(1 - cfg.alpha)), math.log((1 - cfg.beta)/cfg.alpha), 2*len(pairs), cfg)
-
-# %% ../nbs/08_arena.ipynb #477f6244
-def play_sprt(
-    a:Player,
-    b:Player,
-    openings:list[chess.Board],     # for all games that may be played
-    cfg:SprtConfig,
-    **protocol,                     # of `play_match`
-)->tuple[MatchResult, Sprt]:
-    "Play batches of a match until it is decided, or its openings are used up."
-    size, result, state = cfg.batch//2, None, None
-    for k in range(0, len(openings), size):
-        part = play_match(a, b, openings[k:k + size], first=k, **protocol)
-        result = part if result is None else result + part
-        if (state := sprt(result.pairs, cfg)).accepted is not None: break
-    return result, state
-
-# %% ../nbs/08_arena.ipynb #9ab7fb96
-RATINGS = {0: 1320, 1: 1468, 2: 1608, 3: 1742, 4: 1923, 5: 2204}     # skill level -> Elo, as its developers calibrated them
-
-@dataclass
-class Ladder:
-    "Matches against levels, and the one rating that fits them."
-    matches: dict[int, MatchResult]     # by level
-    elo: float                          # -inf or inf if every game was lost or won
-    interval: tuple[float, float]
-    misfit: float                       # total evidence against the best rating
-
-    def __str__(self):
-        lo, hi = self.interval
-        rating = f"{self.elo:.0f} [{lo:.0f}, {hi:.0f}]" if math.isfinite(self.elo) else f"below {hi:.0f}" if self.elo < 0 else f"above {lo:.0f}"
-        if (free := len(self.matches) - 1) < 1: return f"Elo {rating} on the scale of the levels"
-        limit = free*(1 - 2/(9*free) + 1.645*math.sqrt(2/(9*free)))**3      # 95 % quantile of chi squared (Wilson and Hilferty)
-        odd = "" if self.misfit <= limit else ": no one rating fits all of them, so read the scores"
-        return f"Elo {rating} on the scale of the levels, misfit {self.misfit:.1f} with {free} degrees of freedom{odd}"
-
-def fit_ladder(
-    matches:dict[int, MatchResult],     # by level
-    ratings:dict[int, float]=RATINGS,
-)->Ladder:
-    "The rating with the least evidence against it, and those that are not refuted at 95 %."
-    pairs = {level: m.pairs for level, m in matches.items()}
-    against = lambda r: sum(evidence(x, expected_score(r - ratings[level])) for level, x in pairs.items())
-    grid = np.arange(min(ratings.values()) - 1500, max(ratings.values()) + 1500, 10.)
-    cost = np.array([against(r) for r in grid])
-    best, everything = int(cost.argmin()), np.concatenate(list(pairs.values()))
-    limit = -2*math.log(.05) if everything.min() == everything.max() else 1.96**2
-    inside = grid[cost - cost[best] <= limit]
-    lo, hi = (-math.inf if inside[0] == grid[0] else inside[0]), (math.inf if inside[-1] == grid[-1] else inside[-1])
-    at = -math.inf if everything.max() == 0 else math.inf if everything.min() == 1 else grid[best]
-    return Ladder(matches, float(at), (float(lo), float(hi)), float(cost[best]))
-
-# %% ../nbs/08_arena.ipynb #58651e8a
-def play_ladder(
-    player:Player,
-    pool:EnginePool,
-    levels:list[int],
-    openings:list[chess.Board],     # of each level
-    seed:int=0,                     # of the levels' errors
-    name:str="player",
-    **protocol,                     # of `play_match`
-)->Ladder:
-    "Play every level from the same openings, and fit one rating."
-    missing = [l for l in levels if l not in RATINGS]
-    if missing or not levels: raise ArenaError(f"a ladder has levels {min(RATINGS)} to {max(RATINGS)}, not {missing or 'none'}")
-    return fit_ladder({l: play_match(player, weak_engine_player(pool, l, seed + l), openings, names=(name, f"level {l}"), **protocol) for l in levels})
-
-# %% ../nbs/08_arena.ipynb #f4069e12
-@dataclass
-class Label:
-    "A position and what each legal move gives away."
-    board: chess.Board
-    loss: dict[str, float]      # UCI -> win probability below the best move's, 0..1
-
-def _label(row):
-    board, scores = parse_fen(row["fen"]), row["moves"]
-    legal = {m.uci() for m in board.legal_moves}
-    if scores.keys() != legal: raise ValueError(f"it must score each of the {len(legal)} legal moves; different: {', '.join(sorted(scores.keys() ^ legal)[:3])}")
-    value = dict(zip(scores, win_probability(np.array([int(s) for s in scores.values()])).tolist()))
-    best = max(value.values())
-    return Label(board, {move: best - v for move, v in value.items()})
-
-def read_labels(
-    path:str|Path,          # JSON lines: a header, then {"fen": ..., "moves": {UCI: score code}}
-)->list[Label]:
-    "Labelled positions; ArenaError names the file and the line of the first bad one."
-    try: lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e: raise ArenaError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from None
-    labels = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or (number == 1 and '"fen"' not in line): continue
-        try: labels.append(_label(json.loads(line)))
-        except json.JSONDecodeError: raise ArenaError(f"{path}, line {number}: it is not JSON") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise ArenaError(f"{path}, line {number}: {f'there is no {e}' if isinstance(e, KeyError) else e}") from None
-    if not labels: raise ArenaError(f"{path} holds no labelled position")
-    return labels
-
-# %% ../nbs/08_arena.ipynb #273c190d
-@dataclass
-class Regret:
-    "Win probability given away on each position."
-    each: np.ndarray        # [N] 0..1
-    best: float             # share of positions in which the best move is played (when sampling: its probability)
-    @property
-    def mean(self)->float: return float(self.each.mean())
-    @property
-    def interval(self)->tuple[float, float]: return score_interval(self.each)      # of other positions of this kind
-    def __str__(self): return f"regret {self.mean:.4f} [{self.interval[0]:.4f}, {self.interval[1]:.4f}], best move {self.best:.1%}, {len(self.each)} positions"
-
-def regret(
-    player:Policy|Player|None,      # None: the random mover, exactly
-    labels:list[Label],
-    greedy:bool=False,              # a policy's most likely move, instead of the exact mean over its moves
-    bf16:bool=False,
-)->Regret:
-    "What a player gives away on labelled positions."
-    if isinstance(player, Policy) and greedy: player = policy_player(player, True, bf16=bf16)
-    if player is None: weights = [dict.fromkeys(l.loss, 1/len(l.loss)) for l in labels]
-    elif isinstance(player, Policy): weights = _move_probs(player, [l.board for l in labels])
-    else: weights = [{m.uci(): 1.} for m in player([l.board for l in labels], list(range(len(labels))), 0)]
-    each = np.array([sum(p*l.loss[m] for m, p in w.items()) for w, l in zip(weights, labels)])
-    return Regret(each, float(np.mean([sum(p for m, p in w.items() if l.loss[m] == 0) for w, l in zip(weights, labels)])))
-
-@torch.inference_mode()
-def _move_probs(policy, boards):        # -> [{UCI: probability}]
-    "All move probabilities of a policy, without dropout."
-    was_training, out = policy.model.training, []
-    policy.model.eval()
-    for i in range(0, len(boards), 64):
-        tokens, legal = (torch.as_tensor(x).to(policy.device) for x in encode(boards[i:i + 64]))
-        for board, actions, probs in zip(boards[i:i + 64], legal.tolist(), policy.dist(tokens, legal).probs.tolist()):
-            out.append({action_to_move(a, board.turn).uci(): p for a, p in zip(actions, probs) if a >= 0})
-    policy.model.train(was_training)
-    return out
-
-# %% ../nbs/08_arena.ipynb #fa5e8933
-@dataclass
-class Puzzle:
-    "A position with the one line that solves it."
-    name: str
-    board: chess.Board          # after the opponent's first move
-    moves: list[chess.Move]     # solver, opponent, solver, ...
-    rating: int
-
-def _puzzle(row):
-    "Puzzle of a CSV row; ValueError says what is wrong with it."
-    missing = [c for c in ("PuzzleId", "FEN", "Moves", "Rating") if not row.get(c)]
-    if missing: raise ValueError(f"{missing[0]} is missing")
-    if not row["Rating"].isdigit(): raise ValueError(f"Rating {row['Rating']!r} is not a number")
-    board, words = parse_fen(row["FEN"]), row["Moves"].split()
-    if len(words) < 2 or len(words) % 2: raise ValueError(f"{len(words)} moves: an opponent's move and a solver's must take turns")
-    check, moves = board.copy(), []
-    for word in words:
-        move = chess.Move.from_uci(word)
-        if not check.is_legal(move): raise ValueError(f"{word} is not legal in {check.fen()}")
-        check.push(move); moves.append(move)
-    board.push(moves[0])
-    return Puzzle(row["PuzzleId"], board, moves[1:], int(row["Rating"]))
-
-COLUMNS = ["PuzzleId", "FEN", "Moves", "Rating", "RatingDeviation", "Popularity", "NbPlays", "Themes", "GameUrl", "OpeningTags"]
-
-def read_puzzles(
-    path:str|Path,          # CSV as published by Lichess, with or without its first line
-    most:int=0,             # read the first so many; 0 reads all
-)->list[Puzzle]:
-    "Puzzles; ArenaError names the file and the line of the first bad one."
-    path, puzzles = Path(path), []
-    if path.suffix == ".zst": raise ArenaError(f"{path} is compressed: unpack it first (zstd -d {path})")
-    try:
-        with path.open(newline="", encoding="utf-8") as f:
-            rows = csv.reader(f)
-            for row in rows:
-                if not row or row[0] == "PuzzleId": continue
-                try: puzzles.append(_puzzle(dict(zip(COLUMNS, row))))
-                except ValueError as e: raise ArenaError(f"{path}, line {rows.line_num}: {e}") from None
-                if len(puzzles) == most: break
-    except (OSError, UnicodeDecodeError, csv.Error) as e: raise ArenaError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from None
-    if not puzzles: raise ArenaError(f"{path} holds no puzzle")
-    return puzzles
-
-# %% ../nbs/08_arena.ipynb #6e5eedd6
-@dataclass
-class PuzzleResult:
-    "Which puzzles were solved."
-    puzzles: list[Puzzle]
-    solved: np.ndarray      # [N] 0 or 1
-    @property
-    def accuracy(self)->float: return float(self.solved.mean())
-    @property
-    def interval(self)->tuple[float, float]: return score_interval(self.solved)
-    def by_rating(self, width:int=500)->dict[str, tuple[int, float]]:       # band -> puzzles, share solved
-        "Accuracy in bands of puzzle ratings."
-        band = np.array([p.rating//width for p in self.puzzles])
-        return {f"{b*width}-{b*width + width - 1}": (int((band == b).sum()), float(self.solved[band == b].mean())) for b in np.unique(band).tolist()}
-    def __str__(self): return f"puzzles {self.accuracy:.1%} [{self.interval[0]:.1%}, {self.interval[1]:.1%}] of {len(self.puzzles)}"
-
-def solve(
-    player:Player,
-    puzzles:list[Puzzle],
-)->PuzzleResult:
-    "Let a player solve puzzles: every move of its side must be right."
-    boards, solved = [p.board.copy() for p in puzzles], np.ones(len(puzzles))
-    alive = list(range(len(puzzles)))
-    for at in range(0, max((len(p.moves) for p in puzzles), default=0), 2):
-        alive = [k for k in alive if solved[k] and len(puzzles[k].moves) > at and not boards[k].is_checkmate()]
-        moves = player([boards[k] for k in alive], alive, at) if alive else []
-        if len(moves) != len(alive): raise ArenaError(f"the player returned {len(moves)} moves for {len(alive)} puzzles")
-        for k, move in zip(alive, moves):
-            if not boards[k].is_legal(move): raise ArenaError(f"the player's {move} is not legal in {boards[k].fen()}")
-            boards[k].push(move)
-            solved[k] = move == puzzles[k].moves[at] or boards[k].is_checkmate()
-            if solved[k] and not boards[k].is_checkmate() and at + 1 < len(puzzles[k].moves): boards[k].push(puzzles[k].moves[at + 1])
-    return PuzzleResult(puzzles, solved)
-
-# %% ../nbs/08_arena.ipynb #1d1928ce
-_WEIGHTS = dict(temperature=float, seed=int, preset=str)
-KINDS = dict(random=dict(seed=int), untrained=_WEIGHTS, weak=dict(level=int, seed=int), stockfish=dict(skill=int, depth=int, nodes=int, ms=int))
-
-def read_name(
-    text:str,           # a player's name, like stockfish:skill=2,depth=3
-)->tuple[str, dict]:    # name, settings
-    "Name and settings of a player; ArenaError says what cannot be."
-    name, tail = text, ""
-    if "=" in text.rpartition(":")[2]: name, _, tail = text.rpartition(":")
-    kinds, settings = KINDS.get(name, _WEIGHTS), {}
-    for part in filter(None, tail.split(",")):
-        key, _, value = part.partition("=")
-        if key not in kinds: raise ArenaError(f"player {text!r}: there is no setting {key!r}; {name} has {', '.join(kinds)}")
-        try: settings[key] = kinds[key](value)
-        except ValueError: raise ArenaError(f"player {text!r}: {key} = {value!r} is not a number") from None
-    if (p := settings.get("preset")) and p not in MODELS: raise ArenaError(f"player {text!r}: there is no preset {p!r}; there are {', '.join(MODELS)}")
-    if not 0 <= settings.get("temperature", 0) < math.inf: raise ArenaError(f"player {text!r}: a temperature is a number from 0")
-    return name, settings
-
-def needs_engine(text:str)->bool: return read_name(text)[0] in ("weak", "stockfish")
-
-def load_player_model(
-    text:str,           # a player's name
-    like:ChessTransformer|None=None,    # the shape that an untrained network without a preset takes
-)->ChessTransformer|None:               # None: it has no weights
-    "The network of a named player."
-    name, s = read_name(text)
-    if name == "untrained":
-        torch.manual_seed(s.get("seed", 0))
-        return ChessTransformer(MODELS[s["preset"]] if "preset" in s else like.cfg if like else None).eval()
-    if name in KINDS: return None
-    if name in MODELS: return pretrained(name, MODELS[s["preset"]] if "preset" in s else None)
-    path = Path(name)/"model.safetensors" if Path(name).is_dir() else Path(name)
-    if path.suffix != ".safetensors": raise ArenaError(f"there is no player {name!r}: name a .safetensors file or a run's folder, weights of the package ({', '.join(MODELS)}), or {', '.join(KINDS)}")
-    return load_model(path, MODELS[s["preset"]] if "preset" in s else None)
+__all__ = ['PRESETS', 'PROG', 'OPTIONS', 'FLOOR_NETS', 'USER_ERRORS', 'ArenaConfig', 'check', 'parse', 'Arena', 'choose_openings',
+           'temperature_of', 'find_device', 'protocol_of', 'describe', 'play_named', 'by_untrained', 'play_floor',
+           'play_levels', 'measure_regret', 'measure_puzzles', 'for_json', 'can_write', 'write_text', 'measure_all',
+           'run', 'work', 'main']
 
 # %% ../nbs/08_arena.ipynb #9ad6e137
 @dataclass
 class ArenaConfig:
-    """Measure a player.
+    """Measure a player: a match with its interval and its floor, a ladder, regret, puzzles.
 
     Args:
-        a: the player that is measured: a run's folder or .safetensors file, tiny (weights of the package), untrained, random, weak:level=2 (seeded skill level), stockfish:skill=2,depth=3 or stockfish:nodes=100
+        a: the player that is measured: a run's folder or .safetensors file, tiny (weights of the package), untrained,
+            random, weak:level=2 (seeded skill level), stockfish:skill=2,depth=3 or stockfish:nodes=100
         b: its opponent, likewise
         games: games of the match, even, each opening twice; 0 plays no match; with sprt.on the most that are played
         openings: .txt, .pgn, .fen or .epd file to take the openings from; empty: random ones
@@ -856,156 +88,174 @@ class ArenaConfig:
     sprt: SprtConfig = field(default_factory=SprtConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
-    def __post_init__(self):
-        if self.games % 2 or self.games and self.games < MIN_GAMES: raise ValueError(f"games = {self.games} must be even and at least {MIN_GAMES}: fewer give no interval that could be trusted")
-        if self.ladder >= 0 and not self.games: raise ValueError("ladder needs games: that many at each level")
-        if not -1 <= self.ladder <= max(RATINGS): raise ValueError(f"ladder = {self.ladder} must be -1 or a level from 0 to {max(RATINGS)}")
-        for name, least in dict(opening_plies=0, seed=0, max_plies=1, temperature=0, puzzle_count=0).items():
-            if getattr(self, name) < least: raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}")
-        if self.accelerator not in ("auto", "cpu", "cuda"): raise ValueError(f"accelerator = {self.accelerator!r} must be auto, cpu or cuda")
-        if self.pgn and not self.games: raise ValueError("pgn needs games")
+    def __post_init__(self): check(self)
+
+# %% ../nbs/08_arena.ipynb #ac61993b
+def check(cfg:ArenaConfig)->None:
+    "ValueError where settings cannot be."
+    if cfg.games % 2 or cfg.games and cfg.games < MIN_GAMES:
+        raise ValueError(f"games = {cfg.games} must be even and at least {MIN_GAMES}: "
+                         "fewer give no interval that could be trusted")
+    if cfg.ladder >= 0 and not cfg.games: raise ValueError("ladder needs games: that many at each level")
+    if not -1 <= cfg.ladder <= max(RATINGS):
+        raise ValueError(f"ladder = {cfg.ladder} must be -1 or a level from 0 to {max(RATINGS)}")
+    for name, least in dict(opening_plies=0, seed=0, max_plies=1, temperature=0, puzzle_count=0).items():
+        if getattr(cfg, name) < least: raise ValueError(f"{name} = {getattr(cfg, name)} must be at least {least}")
+    if cfg.accelerator not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"accelerator = {cfg.accelerator!r} must be auto, cpu or cuda")
+    if cfg.pgn and not cfg.games: raise ValueError("pgn needs games")
 
 # %% ../nbs/08_arena.ipynb #b4a1f54e
 _RECORD = {"games": 64, "opening_plies": 6, "max_plies": 400, "temperature": 0., "claims": True, "judge.on": False}
 PRESETS = dict(record=_RECORD | {"b": "stockfish:skill=2,ms=50"}, standin=_RECORD | {"b": "weak:level=2"})
 
-def make_parser(preset:dict)->ArgumentParser:
-    "Command line and help of `ArenaConfig`."
-    set_parsing_settings(validate_defaults=False)
-    parser = ArgumentParser(prog="grpo_chess.arena", exit_on_error=False, description="Measure a player: a match with its interval and its floor, a ladder, regret, puzzles.",
-                            usage="python -m grpo_chess.arena [--preset NAME] [--config FILE] [--a PLAYER] [--b PLAYER] [--key value ...]")
-    parser.add_argument("--preset", type=str, default="", help=f"a protocol with a name: {', '.join(PRESETS)}")
-    parser.add_argument("--config", action="config", help="YAML file with settings")
-    parser.add_class_arguments(ArenaConfig)
-    for action in parser._actions:
-        if action.dest in sections(ArenaConfig): action.help = SUPPRESS       # a whole section from a file
-    parser.set_defaults(preset)
-    return parser
+PROG = "python -m grpo_chess.arena"
+OPTIONS = dict(preset=f"a protocol with a name: {', '.join(PRESETS)}")
 
 def parse(
     argv:list[str],     # command line without the program's name
 )->ArenaConfig:
-    "Read a command line; ArenaError says in one line what is wrong. `--help` prints and exits."
-    known, preset = [*known_keys(ArenaConfig), "preset", "config", "help", "print_config"], ""
-    for arg, after in zip(argv, [*argv[1:], ""]):
-        key, eq, value = arg.partition("=")
-        if not arg.startswith("--"): continue
-        if key[2:] not in known: raise ArenaError(unknown_key(key[2:], known))
-        if key == "--preset": preset = value if eq else after
-    if preset and preset not in PRESETS: raise ArenaError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
-    try: return build(ArenaConfig, make_parser(PRESETS.get(preset, {})).parse_args(argv))
-    except SystemExit: raise
-    except Exception as e: raise ArenaError(one_line(e)) from None
+    "Read a command line; ConfigError says in one line what is wrong. `--help` prints and exits."
+    found, rest = take(argv, tuple(OPTIONS))
+    base = choose(found["preset"][-1], PRESETS) if found["preset"] else {}
+    return parse_settings(ArenaConfig, rest, PROG, base, OPTIONS)
 
 # %% ../nbs/08_arena.ipynb #6d16f034
 class Arena:
     "Players, files and engines of a measurement."
     def __init__(self, cfg:ArenaConfig, say=print):
-        self.cfg, self.say, self.bar = cfg, say, tqdm(disable=None, unit="ply", leave=False, dynamic_ncols=True)
-        engine = cfg.ladder >= 0 or cfg.games and (cfg.judge.on or needs_engine(cfg.b)) or needs_engine(cfg.a)
+        self.cfg, self.say = cfg, say
+        self.bar = tqdm(disable=None, unit="ply", leave=False, dynamic_ncols=True)
         self.model = load_player_model(cfg.a)
         if self.model is None and cfg.games: self.model = load_player_model(cfg.b)
         for path in filter(None, (cfg.pgn, cfg.json)): can_write(path)
         self.labels = read_labels(cfg.regret) if cfg.regret else []
         self.puzzles = read_puzzles(cfg.puzzles, cfg.puzzle_count) if cfg.puzzles else []
-        self.openings = self.choose_openings() if cfg.games else []
-        if not (cfg.games or self.labels or self.puzzles): raise ArenaError("nothing to measure: give games, regret or puzzles")
-        self.engine = engine_name(cfg.engine.path) if engine else "no engine"
-        self.pool = EnginePool(cfg.engine) if engine else None
-        self.a, self.b = self.player(cfg.a, 2*cfg.seed), self.player(cfg.b, 2*cfg.seed + 1) if cfg.games else None
+        self.openings = choose_openings(cfg) if cfg.games else []
+        if not (cfg.games or self.labels or self.puzzles):
+            raise ArenaError("nothing to measure: give games, regret or puzzles")
+        wanted = needs_engine(cfg.a) or cfg.games and (cfg.judge.on or cfg.ladder >= 0 or needs_engine(cfg.b))
+        self.engine = engine_name(cfg.engine.path) if wanted else "no engine"
+        self.pool = EnginePool(cfg.engine) if wanted else None
+        self.a = self.player(cfg.a, 2*cfg.seed)
+        self.b = self.player(cfg.b if cfg.games else "random", 2*cfg.seed + 1)
 
-    def choose_openings(self):
-        cfg, n = self.cfg, self.cfg.games//2
-        try: return file_openings(cfg.openings, n, cfg.seed) if cfg.openings else random_openings(n, cfg.seed, cfg.opening_plies)
-        except ValueError as e:
-            if isinstance(e, PositionError): raise
-            raise ArenaError(f"{e}: more opening_plies or fewer games") from None
-
-    def policy(self, text)->Policy|None:
-        "A named network and its temperature, where it has one."
+    def policy(self, text:str)->Policy|None:
+        "A named network at its temperature; None for a player without one."
         model = load_player_model(text, self.model)
         if model is None: return None
-        device = "cuda" if self.cfg.accelerator == "cuda" or self.cfg.accelerator == "auto" and torch.cuda.is_available() else "cpu"
-        if device == "cuda" and not torch.cuda.is_available(): raise ArenaError("accelerator = cuda: there is no GPU here")
-        return Policy(model.to(device), self.temperature(text) or 1.)
+        return Policy(model.to(find_device(self.cfg.accelerator)), temperature_of(text, self.cfg) or 1.)
 
-    def temperature(self, text): return read_name(text)[1].get("temperature", self.cfg.temperature)
-
-    def player(self, text, seed)->Player:
+    def player(self, text:str, seed:int)->Player:
         "A named player."
-        (name, s), policy = read_name(text), self.policy(text)
-        if policy: return policy_player(policy, self.temperature(text) == 0, s.get("seed", seed), self.cfg.bf16)
-        if name == "random": return random_player(s.get("seed", seed))
-        if name == "weak": return weak_engine_player(self.pool, s.get("level", 0), s.get("seed", seed))
-        return engine_player(self.pool, **s)
+        (name, settings), policy = read_name(text), self.policy(text)
+        seed = settings.get("seed", seed)
+        if policy: return policy_player(policy, temperature_of(text, self.cfg) == 0, seed, self.cfg.bf16)
+        if name == "random": return random_player(seed)
+        if self.pool is None: raise ArenaError(f"{text} needs an engine")
+        if name == "weak": return weak_engine_player(self.pool, settings.get("level", 0), seed)
+        return engine_player(self.pool, **settings)
 
-    @property
-    def protocol(self)->dict:
-        "How a match is played, for `play_match`."
-        return dict(max_plies=self.cfg.max_plies, judge=self.pool if self.cfg.judge.on else None, rule=self.cfg.judge, claims=self.cfg.claims, progress=self.tick)
+# %% ../nbs/08_arena.ipynb #aeca03f8
+def choose_openings(cfg:ArenaConfig)->list[chess.Board]:
+    "Openings of a file, or random ones."
+    if cfg.openings: return file_openings(cfg.openings, cfg.games//2, cfg.seed)
+    try: return random_openings(cfg.games//2, cfg.seed, cfg.opening_plies)
+    except ValueError as e: raise ArenaError(f"{e}: more opening_plies or fewer games") from None
 
-    def tick(self, ply, running):
-        "A bar on a terminal, nothing elsewhere."
-        if not ply: self.bar.reset()
-        self.bar.set_postfix_str(f"{running} games run", refresh=False)
-        self.bar.update(ply - self.bar.n)
+def temperature_of(text:str, cfg:ArenaConfig)->float: return read_name(text)[1].get("temperature", cfg.temperature)
 
-    def describe(self)->str:
-        "The protocol in a line."
-        c, j = self.cfg, self.cfg.judge
-        book = f"openings of {c.openings}" if c.openings else f"random openings of {c.opening_plies} plies"
-        ends = f"adjudicated at depth {j.depth} above {j.win_cp} centipawns" if j.on else "by the rules alone"
-        how = "most likely moves" if c.temperature == 0 else f"temperature {c.temperature:g}"
-        return f"{len(self.openings)} {book} (seed {c.seed}), each with both colours, at most {c.max_plies} plies, {ends}{', claimed draws' if c.claims else ''}; networks play {how}; {self.engine}"
+def find_device(accelerator:str)->str:
+    "cpu or cuda; ArenaError where there is none."
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise ArenaError("accelerator = cuda: there is no GPU here")
+    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+def protocol_of(arena:Arena)->dict:
+    "How a match is played, for `play_match`."
+    cfg, bar = arena.cfg, arena.bar
+    def tick(ply, running):         # a bar on a terminal, nothing elsewhere
+        if not ply: bar.reset()
+        bar.set_postfix_str(f"{running} games run", refresh=False)
+        bar.update(ply - bar.n)
+    return dict(max_plies=cfg.max_plies, judge=arena.pool if cfg.judge.on else None, rule=cfg.judge,
+                claims=cfg.claims, progress=tick)
+
+def describe(arena:Arena)->str:
+    "The protocol in a line."
+    cfg, judge = arena.cfg, arena.cfg.judge
+    book = f"openings of {cfg.openings}" if cfg.openings else f"random openings of {cfg.opening_plies} plies"
+    ends = f"adjudicated at depth {judge.depth} above {judge.win_cp} centipawns" if judge.on else "by the rules alone"
+    if cfg.claims: ends += ", claimed draws"
+    how = "most likely moves" if cfg.temperature == 0 else f"temperature {cfg.temperature:g}"
+    return (f"{len(arena.openings)} {book} (seed {cfg.seed}), each with both colours, at most {cfg.max_plies} plies, "
+            f"{ends}; networks play {how}; {arena.engine}")
 
 # %% ../nbs/08_arena.ipynb #89946e0c
 def play_named(arena:Arena)->tuple[MatchResult, Sprt|None]:
     "The match of a command, fixed or sequential."
-    cfg, names = arena.cfg, (arena.cfg.a, arena.cfg.b)
-    if cfg.sprt.on: match, state = play_sprt(arena.a, arena.b, arena.openings, cfg.sprt, names=names, **arena.protocol)
-    else: match, state = play_match(arena.a, arena.b, arena.openings, names=names, **arena.protocol), None
-    arena.say(f"{match}\n  pairs with 0, 1/2, 1, 1 1/2, 2 points: {match.pentanomial}; normalized Elo {match.nelo[0]:+.0f} [{match.nelo[1]:+.0f}, {match.nelo[2]:+.0f}]; ends: {match.reasons}")
+    cfg, names, protocol = arena.cfg, (arena.cfg.a, arena.cfg.b), protocol_of(arena)
+    state = None
+    if cfg.sprt.on: match, state = play_sprt(arena.a, arena.b, arena.openings, cfg.sprt, names=names, **protocol)
+    else: match = play_match(arena.a, arena.b, arena.openings, names=names, **protocol)
+    nelo, lower, upper = match.nelo
+    arena.say(f"{match}\n  pairs with 0, 1/2, 1, 1 1/2, 2 points: {match.pentanomial}; "
+              f"normalized Elo {nelo:+.0f} [{lower:+.0f}, {upper:+.0f}]; ends: {match.reasons}")
     if state: arena.say(f"  {state}")
     return match, state
 
 FLOOR_NETS = 4      # untrained networks that share the games of the floor
 
-def by_untrained(arena:Arena, openings:list[chess.Board], play)->MatchResult:
+def by_untrained(arena:Arena, openings:list[chess.Board], play:Callable)->MatchResult:
     "One result of several untrained networks: `play(player, openings, first)`."
     shares = [share for share in np.array_split(np.arange(len(openings)), FLOOR_NETS) if len(share)]
-    parts = [play(arena.player(f"untrained:seed={k}", k), [openings[i] for i in share], int(share[0])) for k, share in enumerate(shares)]
+    parts = [play(arena.player(f"untrained:seed={k}", k), [openings[i] for i in share], int(share[0]))
+             for k, share in enumerate(shares)]
     return sum(parts[1:], parts[0])
 
 def play_floor(arena:Arena, pairs:int)->list[MatchResult]:
     "What knows nothing, against the same opponent under the same protocol."
     cfg, openings = arena.cfg, arena.openings[:pairs]
-    play = lambda name: lambda p, openings, first: play_match(p, arena.b, openings, names=(name, cfg.b), first=first, **arena.protocol)
-    floors = [play("random mover")(random_player(cfg.seed), openings, 0), by_untrained(arena, openings, play("untrained"))]
+    def play(name, player, openings, first):
+        return play_match(player, arena.b, openings, names=(name, cfg.b), first=first, **protocol_of(arena))
+    floors = [play("random mover", random_player(cfg.seed), openings, 0),
+              by_untrained(arena, openings, partial(play, "untrained"))]
     arena.say("floor under the same protocol:", *(f"  {m}; ends: {m.reasons}" for m in floors), sep="\n")
     return floors
 
-def play_levels(arena:Arena)->dict[str, Ladder]:
+# %% ../nbs/08_arena.ipynb #e81896c0
+def play_levels(arena:Arena, pool:EnginePool)->dict[str, Ladder]:
     "The ladder of the player, and of an untrained network."
     cfg, found = arena.cfg, {}
+    levels = list(range(cfg.ladder + 1))
     for name in [cfg.a] + ["untrained"]*cfg.floor:
-        ladder = found[name] = play_ladder(arena.player(name, 2*cfg.seed), arena.pool, list(range(cfg.ladder + 1)), arena.openings, cfg.seed, name, **arena.protocol)
+        player = arena.player(name, 2*cfg.seed)
+        ladder = play_ladder(player, pool, levels, arena.openings, cfg.seed, name, **protocol_of(arena))
         arena.say(f"{name} on the ladder: {ladder}", *(f"  {m}" for m in ladder.matches.values()), sep="\n")
+        found[name] = ladder
     return found
 
 def measure_regret(arena:Arena)->dict[str, Regret]:
     "Regret of the player, and of those who know nothing."
     cfg, policy, labels = arena.cfg, arena.policy(arena.cfg.a), arena.labels
-    kinds = {" most likely move": (policy, True), f" sampling at {policy.temperature:g}": (policy, False)} if policy else {"": (arena.a, False)}
-    found = {cfg.a + how: regret(p, labels, greedy, cfg.bf16) for how, (p, greedy) in kinds.items()}
-    if cfg.floor: found |= {"floor, random mover": regret(None, labels), "floor, untrained most likely move": regret(arena.policy("untrained"), labels, True)}
+    if policy:
+        found = {f"{cfg.a} most likely move": regret(policy, labels, True, cfg.bf16),
+                 f"{cfg.a} sampling at {policy.temperature:g}": regret(policy, labels, False, cfg.bf16)}
+    else: found = {cfg.a: regret(arena.a, labels)}
+    if cfg.floor:
+        found |= {"floor, random mover": regret(None, labels),
+                  "floor, untrained most likely move": regret(arena.policy("untrained"), labels, True)}
     for name, r in found.items(): arena.say(f"{name}: {r}")
     return found
 
 def measure_puzzles(arena:Arena)->dict[str, PuzzleResult]:
     "Puzzles solved, and those that luck solves."
-    players = {arena.cfg.a: arena.a} | ({"floor, random mover": random_player(arena.cfg.seed)} if arena.cfg.floor else {})
+    players = {arena.cfg.a: arena.a}
+    if arena.cfg.floor: players["floor, random mover"] = random_player(arena.cfg.seed)
     found = {name: solve(p, arena.puzzles) for name, p in players.items()}
-    for name, r in found.items(): arena.say(f"{name}: {r}; by rating " + ", ".join(f"{band}: {share:.0%} of {n}" for band, (n, share) in r.by_rating().items()))
+    for name, r in found.items():
+        bands = ", ".join(f"{band}: {share:.0%} of {n}" for band, (n, share) in r.by_rating().items())
+        arena.say(f"{name}: {r}; by rating {bands}")
     return found
 
 # %% ../nbs/08_arena.ipynb #68dc9e66
@@ -1015,10 +265,15 @@ def for_json(x):
     if isinstance(x, (list, tuple)): return [for_json(v) for v in x]
     if isinstance(x, float): return round(x, 5) if math.isfinite(x) else None
     if isinstance(x, MatchResult): return x.summary()
-    if isinstance(x, Sprt): return for_json(dict(accepted=x.accepted, llr=x.llr, bounds=[x.low, x.high], games=x.games))
-    if isinstance(x, Ladder): return for_json(dict(elo=x.elo, interval=x.interval, misfit=x.misfit, matches=x.matches))
-    if isinstance(x, Regret): return for_json(dict(mean=x.mean, interval=x.interval, best=x.best, positions=len(x.each)))
-    if isinstance(x, PuzzleResult): return for_json(dict(accuracy=x.accuracy, interval=x.interval, puzzles=len(x.puzzles), by_rating=x.by_rating()))
+    if isinstance(x, Sprt):
+        return for_json(dict(accepted=x.accepted, llr=x.llr, bounds=[x.lower, x.upper], games=x.games))
+    if isinstance(x, Ladder):
+        fit = x.rating
+        return for_json(dict(elo=fit.elo, interval=fit.interval, misfit=fit.misfit, matches=x.matches))
+    if isinstance(x, Regret):
+        return for_json(dict(mean=x.mean, interval=x.interval, best=x.best, positions=len(x.each)))
+    if isinstance(x, PuzzleResult):
+        return for_json(dict(accuracy=x.accuracy, interval=x.interval, puzzles=len(x.puzzles), by_rating=x.by_rating()))
     return x
 
 def can_write(path:str)->None:
@@ -1029,44 +284,51 @@ def can_write(path:str)->None:
 def write_text(path:str, text:str)->None:
     "A file, whole or not at all."
     tmp = Path(f"{path}.tmp")
-    try: tmp.write_text(text, "utf-8"); tmp.replace(path)
+    try:
+        tmp.write_text(text, "utf-8")
+        tmp.replace(path)
     except OSError as e: raise ArenaError(f"cannot write {path}: {e.strerror}") from None
+
+# %% ../nbs/08_arena.ipynb #35f2c13a
+def measure_all(arena:Arena)->dict[str, Any]:
+    "All that a configuration asks for, by kind."
+    cfg = arena.cfg
+    result:dict[str, Any] = dict(config=dataclasses.asdict(cfg), engine=arena.engine)
+    if cfg.games:
+        arena.say(describe(arena))
+        match, state = play_named(arena)
+        result |= dict(protocol=describe(arena), match=match)
+        if state: result["sprt"] = state
+        if cfg.floor: result["floor"] = play_floor(arena, len(match.pairs))
+        if cfg.ladder >= 0 and arena.pool: result["ladder"] = play_levels(arena, arena.pool)
+    if arena.labels: result["regret"] = measure_regret(arena)
+    if arena.puzzles: result["puzzles"] = measure_puzzles(arena)
+    return result
 
 def run(
     cfg:ArenaConfig,
     say=print,          # what to do with lines of text
-)->dict[str, object]:   # all results, by kind
+)->dict[str, Any]:      # all results, by kind
     "Measure what a configuration asks for; files are written when everything is done."
     arena = Arena(cfg, say)
-    result = dict(config=dataclasses.asdict(cfg), engine=arena.engine)
-    try:
-        if cfg.games:
-            say(arena.describe())
-            result["protocol"] = arena.describe()
-            match, state = play_named(arena)
-            result["match"] = match
-            if state: result["sprt"] = state
-            if cfg.floor: result["floor"] = play_floor(arena, len(match.pairs))
-            if cfg.ladder >= 0: result["ladder"] = play_levels(arena)
-        if arena.labels: result["regret"] = measure_regret(arena)
-        if arena.puzzles: result["puzzles"] = measure_puzzles(arena)
+    try: result = measure_all(arena)
     finally:
         arena.bar.close()
         if arena.pool: arena.pool.close()
-    if cfg.pgn: write_text(cfg.pgn, match.pgn())
+    if cfg.pgn: write_text(cfg.pgn, result["match"].pgn())
     if cfg.json: write_text(cfg.json, json.dumps(for_json(result), indent=1) + "\n")
     return result
 
 # %% ../nbs/08_arena.ipynb #38771a2b
 USER_ERRORS = (ArenaError, PositionError, WeightsError, EngineError, NoLegalMove)
 
+def work(argv:list[str])->None:
+    "A measurement from a command line."
+    run(parse(argv))
+
 def main(argv:list[str]|None=None)->int:
     "The command line; returns the exit status."
-    try:
-        run(parse(sys.argv[1:] if argv is None else argv))
-        return 0
-    except USER_ERRORS as e: print(f"error: {e}", file=sys.stderr); return 2
-    except KeyboardInterrupt: print("stopped; nothing was written", file=sys.stderr); return 130
+    return run_command(work, argv, USER_ERRORS, "nothing was written")
 
 # %% ../nbs/08_arena.ipynb #00662d9a
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

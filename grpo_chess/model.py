@@ -20,8 +20,8 @@ from .board import ACTION_FROM, ACTION_PROMO, ACTION_TO
 
 # %% auto #0
 __all__ = ['MODELS', 'CACHED', 'WEIGHTS', 'ModelConfig', 'Block', 'MoveHead', 'ChessTransformer', 'n_params', 'MoveDist',
-           'NoLegalMove', 'Policy', 'describe', 'freeze', 'WeightsError', 'save_model', 'load_model', 'pretrained',
-           'forward_flops']
+           'NoLegalMove', 'Policy', 'describe', 'freeze', 'WeightsError', 'refuse_infinite', 'save_model', 'load_model',
+           'pretrained', 'forward_flops']
 
 # %% ../nbs/01_model.ipynb #0577c453
 @dataclass
@@ -91,9 +91,11 @@ class MoveHead(nn.Module):
 
     def forward(self, x, legal):                                        # [N, 64, d], [N, L] long, padding 0
         x = self.norm(x)
-        scores = self.source(x) @ self.target(x).transpose(1, 2) / math.sqrt(x.shape[-1])   # [N, 64, 64]
-        logits = scores.flatten(1).gather(1, self.pair[legal])          # [N, L]
-        promo = self.promotion(x).flatten(1).gather(1, self.promo[legal])
+        source, target = self.source(x), self.target(x)                 # [N, 64, d] each, in half precision under autocast
+        with torch.autocast(x.device.type, enabled=False):              # scores are not: 8 bits do not tell good moves apart
+            scores = source.float() @ target.float().transpose(1, 2) / math.sqrt(x.shape[-1])   # [N, 64, 64]
+            logits = scores.flatten(1).gather(1, self.pair[legal])      # [N, L]
+            promo = self.promotion(x.float()).flatten(1).gather(1, self.promo[legal])
         return logits + promo*self.promotes[legal]
 
 # %% ../nbs/01_model.ipynb #3a17305c
@@ -150,7 +152,7 @@ class MoveDist:
     @property
     def legal(self)->Tensor:     # [..., L] bool
         "Which slots hold a move."
-        return self.logp > -torch.inf
+        return self.logp != -torch.inf      # a NaN is no padding: it has to be seen
 
     @property
     def finite(self)->Tensor:    # [..., L]
@@ -255,6 +257,11 @@ def freeze(
 class WeightsError(ValueError):
     "A weights file that cannot be used, with the reason."
 
+def refuse_infinite(state:dict[str, Tensor], path:str|Path)->None:
+    "WeightsError if weights hold NaN or infinity: they would be measured as perfect, and played at random."
+    bad = [name for name, x in state.items() if not x.isfinite().all()]
+    if bad: raise WeightsError(f"{path}: {len(bad)} of {len(state)} tensors hold NaN or infinity, the first is {bad[0]}")
+
 def save_model(
     model:ChessTransformer,     # whose weights
     path:str|Path,              # file to write, *.safetensors
@@ -263,6 +270,7 @@ def save_model(
 )->None:
     "Write weights and shape to one file, whole or not at all."
     state = {k: (v.half() if half else v).contiguous().cpu() for k,v in model.state_dict().items()}
+    refuse_infinite(state, path)
     tmp = Path(f"{path}.tmp")
     save_file(state, tmp, metadata={**info, "config": json.dumps(asdict(model.cfg))})
     tmp.replace(path)
@@ -281,6 +289,7 @@ def load_model(
     try: found = ModelConfig(**json.loads(meta["config"]))
     except (ValueError, TypeError) as e: raise WeightsError(f"{path}: its header holds no model shape ({e})") from None
     if cfg is not None and replace(found, dropout=cfg.dropout) != cfg: raise WeightsError(f"{path} holds another shape: {found}, wanted {cfg}")
+    refuse_infinite(state, path)
     model = ChessTransformer(replace(found, dropout=cfg.dropout) if cfg else found)
     try: model.load_state_dict(state)
     except RuntimeError as e: raise WeightsError(f"{path}: {str(e).splitlines()[-1].strip()}") from None

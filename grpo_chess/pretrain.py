@@ -21,7 +21,9 @@ import torch
 from jsonargparse import ArgumentParser
 from safetensors import safe_open
 
-from .arena import RATINGS, ArenaError, Ladder, MatchResult, can_write, engine_player, play_ladder, play_match, policy_player, random_openings, random_player, write_text
+from .arena import can_write, write_text
+from .matches import RATINGS, Ladder, MatchResult, play_ladder, play_match
+from .players import ArenaError, engine_player, policy_player, random_openings, random_player
 from .board import PositionError
 from .convert import ConvertConfig, convert
 from .engine import EngineConfig, EngineError, EnginePool
@@ -184,6 +186,10 @@ class Pretrainer:
         self.micro = cfg.micro or (cfg.batch if cuda else 128)
         self.done, self.seconds, self.best, self.losses = 0, 0., math.inf, []
 
+    def diverged(self, what:str)->TrainError:
+        "What to raise when something is NaN or infinite."
+        return TrainError(f"step {self.done}: {what}: the training has diverged, try a lower --lr; what {self.cfg.folder} holds is from before")
+
     def progress(self)->float:
         "Share of the budget that is used up."
         return self.seconds/(60*self.cfg.minutes) if self.cfg.minutes else self.done/self.cfg.steps
@@ -202,7 +208,7 @@ class Pretrainer:
             self.fabric.backward(mean)
             loss += mean.item()
         norm = float(self.fabric.clip_gradients(self.model, self.optimizer, max_norm=cfg.grad_clip or math.inf, error_if_nonfinite=False))
-        if not math.isfinite(loss): raise TrainError(f"step {self.done}: the loss is {loss}; the last checkpoint in {cfg.folder} stands")
+        if not math.isfinite(loss): raise self.diverged(f"the loss is {loss}")
         self.optimizer.step()
         self.done += 1
         if cfg.ema: move_average(self.kept, self.model, cfg.ema, self.done)
@@ -264,6 +270,7 @@ def check(trainer:Pretrainer, held:Labels, moved:dict, folder:Path)->dict[str, f
     "Measure on the positions held out, log it, keep the weights if they are the best, and write a checkpoint."
     row = dict(step=trainer.done, positions=trainer.done*trainer.cfg.batch, epoch=trainer.stream.epoch, lr=moved["lr"], grad_norm=moved["grad_norm"],
                train_loss=float(np.mean(trainer.losses)), **trainer.evaluate(held), minutes=trainer.seconds/60)
+    if not math.isfinite(row["loss"]): raise trainer.diverged(f"the loss on the positions held out is {row['loss']}")
     row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}   # JSON has no nan
     trainer.losses = []
     with (folder/"metrics.jsonl").open("a") as f: f.write(json.dumps(row) + "\n")

@@ -17,9 +17,9 @@ from .board import Terminal, action_to_move, encode, move_to_action, parse_fen, 
 from .model import MoveDist, Policy
 
 # %% auto #0
-__all__ = ['SamplerConfig', 'temperature_at', 'uniforms', 'Positions', 'pad_rows', 'Rollout', 'ask', 'root_noise', 'rollout',
-           'draw', 'draw_noisy', 'teacher_choice', 'replay_logp', 'action_agreement', 'agreement_stats',
-           'within_spread', 'policy_diversity', 'expected_ratio_stats']
+__all__ = ['NOISE_ALPHA', 'SamplerConfig', 'temperature_at', 'uniforms', 'Positions', 'pad_rows', 'Rollout', 'Games',
+           'as_rollout', 'rollout', 'ask', 'draw', 'root_noise', 'draw_noisy', 'teacher_choice', 'replay_logp',
+           'action_agreement', 'agreement_stats', 'within_spread', 'policy_diversity', 'expected_ratio_stats']
 
 # %% ../nbs/02_sampler.ipynb #b5597880
 @dataclass
@@ -33,10 +33,9 @@ class SamplerConfig:
         learn: both (every ply of the policy trains) or starter (only the plies of the side to move at the start)
         temperature: sampling temperature; the loss uses the same one
         temperature_end: temperature at the end of the run, reached linearly; 0 keeps it constant
-        teacher_forcing: probability that a ply of the starter's opponent is played by the engine; such plies never train
+        teacher_forcing: probability that the engine plays a ply of the starter's opponent; such plies never train
         teacher_depth: search depth of those plies
         noise: weight of Dirichlet noise in the first move's distribution; 0 means none
-        noise_alpha: concentration of that noise
     """
     boards: int = 32
     group: int = 16
@@ -47,18 +46,20 @@ class SamplerConfig:
     teacher_forcing: float = 0.
     teacher_depth: int = 4
     noise: float = 0.
-    noise_alpha: float = .3
 
     def __post_init__(self):
-        if min(self.boards, self.group, self.plies) < 1: raise ValueError(f"sampler.boards = {self.boards}, sampler.group = {self.group} and sampler.plies = {self.plies} must be at least 1")
-        if self.learn not in ("both", "starter"): raise ValueError(f"sampler.learn = {self.learn!r} must be both or starter")
-        if not .01 <= self.temperature <= 100: raise ValueError(f"sampler.temperature = {self.temperature} must be between 0.01 and 100")
-        if self.temperature_end and not .01 <= self.temperature_end <= 100: raise ValueError(f"sampler.temperature_end = {self.temperature_end} must be between 0.01 and 100, or 0 for a constant temperature")
-        if not 0 <= self.teacher_forcing <= 1: raise ValueError(f"sampler.teacher_forcing = {self.teacher_forcing} must be between 0 and 1")
-        if not 0 <= self.noise < 1: raise ValueError(f"sampler.noise = {self.noise} must be at least 0 and below 1")
-        if not self.noise_alpha > 0: raise ValueError(f"sampler.noise_alpha = {self.noise_alpha} must be above 0")
-        if self.teacher_depth < 1: raise ValueError(f"sampler.teacher_depth = {self.teacher_depth} must be at least 1")
+        def require(name, holds, must):
+            if not holds: raise ValueError(f"sampler.{name} = {getattr(self, name)!r} must be {must}")
+        for name in ("boards", "group", "plies", "teacher_depth"):
+            require(name, getattr(self, name) >= 1, "at least 1")
+        require("learn", self.learn in ("both", "starter"), "both or starter")
+        require("temperature", .01 <= self.temperature <= 100, "between 0.01 and 100")
+        require("temperature_end", self.temperature_end == 0 or .01 <= self.temperature_end <= 100,
+                "between 0.01 and 100, or 0 for a constant temperature")
+        require("teacher_forcing", 0 <= self.teacher_forcing <= 1, "between 0 and 1")
+        require("noise", 0 <= self.noise < 1, "at least 0 and below 1")
 
+# %% ../nbs/02_sampler.ipynb #5b673793
 def temperature_at(
     cfg:SamplerConfig,
     progress:float,      # share of the run that is done, 0 to 1
@@ -81,31 +82,40 @@ def uniforms(
 # %% ../nbs/02_sampler.ipynb #a8685029
 class Positions:
     "Distinct positions of a rollout, in the order in which they were met."
-    def __init__(self):
-        self.row, self.fens, self.tokens, self.legal, self.logp = {}, [], [], [], []
+    def __init__(self)->None:
+        self.row: dict[str, int] = {}                # position as text -> its row in the lists below
+        self.fens: list[str] = []
+        self.tokens: list[np.ndarray] = []           # [65] each
+        self.legal: list[np.ndarray] = []            # [legal moves] each
+        self.logp: list[np.ndarray|None] = []        # [legal moves] each; None until the policy is asked
 
     def __len__(self): return len(self.fens)
 
     def add(self, boards:list[chess.Board])->tuple[list[int], list[int]]:
         "Rows of the boards, and which of those rows are new."
-        keys, first, fresh = [position_key(b) for b in boards], len(self.fens), []
+        keys, before, unseen = [position_key(b) for b in boards], len(self), []
         for key, board in zip(keys, boards):
-            if key not in self.row:
-                self.row[key] = len(self.fens); self.fens.append(key); fresh.append(board)
-        if fresh:
-            tokens, legal = encode(fresh)
-            self.tokens += list(tokens); self.legal += [row[row >= 0] for row in legal]
-        return [self.row[k] for k in keys], list(range(first, len(self.fens)))
+            if key in self.row: continue
+            self.row[key] = len(self.fens)
+            self.fens.append(key)
+            unseen.append(board)
+        if unseen:
+            tokens, legal = encode(unseen)
+            self.tokens += list(tokens)
+            self.legal += [row[row >= 0] for row in legal]
+            self.logp += [None]*len(unseen)
+        return [self.row[key] for key in keys], list(range(before, len(self)))
 
 # %% ../nbs/02_sampler.ipynb #26b3fb2f
 def pad_rows(
     rows:list[np.ndarray],   # one-dimensional, of any lengths
     fill:float,              # padding value
     dtype,                   # of the result
-)->np.ndarray:               # [len(rows), longest (at least 1)]
+    width:int=1,             # at least so many columns
+)->np.ndarray:               # [len(rows), longest row, or width]
     "Stack rows of different lengths."
-    out = np.full((len(rows), max([1, *map(len, rows)])), fill, dtype)
-    for o, r in zip(out, rows): o[:len(r)] = r
+    out = np.full((len(rows), max([width, *map(len, rows)])), fill, dtype)
+    for target, row in zip(out, rows): target[:len(row)] = row
     return out
 
 # %% ../nbs/02_sampler.ipynb #f3f6ca53
@@ -114,7 +124,7 @@ class Rollout:
     "B×G games of at most T plies: M distinct positions and indices into them."
     tokens: Tensor        # [M, 65] uint8
     legal: Tensor         # [M, L] int16 actions, padding -1; no move at all where the game is over
-    logp: Tensor          # [M, L] float32 log-probabilities when sampled; -inf on padding and in positions where the policy was not asked
+    logp: Tensor          # [M, L] float32 log-probabilities when sampled; -inf on padding and where nobody asked
     fens: list[str]       # [M] what the engine is asked
     node: Tensor          # [B, G, T+1] row of the position before each ply, and after the last; -1 after the end
     slot: Tensor          # [B, G, T] which legal move was played; 0 where none was
@@ -125,18 +135,104 @@ class Rollout:
     temperature: float    # at which it was sampled
 
     def action_logp(self)->Tensor:   # [B, G, T] nats
-        "Log-probability of each move under the policy that played it; 0 outside of `train`."
-        here = self.logp[self.node[..., :-1].clamp_min(0)].gather(-1, self.slot[..., None])[..., 0]
-        return torch.where(self.train, here, 0.)
+        "Log-probability of each move under the policy that sampled it; 0 outside of `train`."
+        logp = self.logp[self.node[..., :-1].clamp_min(0)].gather(-1, self.slot[..., None])[..., 0]
+        return torch.where(self.train, logp, 0.)
 
     def moves(self, b:int, g:int)->list[chess.Move]:
         "The moves of one game."
         turn, out = self.fens[self.node[b, g, 0]].split()[1] == "w", []
         for t in range(int(self.played[b, g].sum())):
-            out.append(action_to_move(int(self.legal[self.node[b, g, t], self.slot[b, g, t]]), turn ^ bool(t % 2)))
+            action = int(self.legal[self.node[b, g, t], self.slot[b, g, t]])
+            out.append(action_to_move(action, turn ^ bool(t % 2)))
         return out
 
 # %% ../nbs/02_sampler.ipynb #0ec63551
+class Games:
+    "B·G games while they are being played, and the arrays that become a `Rollout`."
+    def __init__(self,
+        starts:list[chess.Board],   # B
+        group:int,                  # G games from each
+        plies:int,                  # T
+        on_new:Callable[[list[str]], object]|None=None,   # told of new unfinished positions (FENs)
+    ):
+        n, self.shape, self.on_new, self.table = len(starts)*group, (len(starts), group, -1), on_new, Positions()
+        # a repetition cannot reach further back than the last capture or pawn move
+        self.boards = [b.copy(stack=b.halfmove_clock + 1) for b in starts for _ in range(group)]
+        self.node, self.ended = np.full((n, plies+1), -1), np.zeros((n, plies+1), np.int8)
+        self.slot, self.weight = np.zeros((n, plies), int), np.ones((n, plies), np.float32)
+        self.played, self.train = np.zeros((n, plies), bool), np.zeros((n, plies), bool)
+
+    def arrive(self, games:list[int], t:int)->list[int]:
+        "Record where the games stand after `t` plies; returns those that go on."
+        rows, new = self.table.add([self.boards[i] for i in games])
+        for i, row in zip(games, rows):
+            self.node[i, t], self.ended[i, t] = row, terminal(self.boards[i], len(self.table.legal[row]))
+        # a repetition ends one game while the same position may be open in another
+        over = {self.node[i, t] for i in games if 0 < self.ended[i, t] < Terminal.REPETITION}
+        fens = [self.table.fens[row] for row in new if row not in over]
+        if self.on_new and fens: self.on_new(fens)
+        return [i for i in games if not self.ended[i, t]]
+
+    def push(self, choice:dict[int, int], t:int)->None:
+        "Play ply `t`: game -> slot of its move."
+        for i, slot in choice.items():
+            action = int(self.table.legal[self.node[i, t]][slot])
+            self.slot[i, t], self.played[i, t] = slot, True
+            self.boards[i].push(action_to_move(action, self.boards[i].turn))
+
+# %% ../nbs/02_sampler.ipynb #6ee08e6e
+def as_rollout(
+    games:Games,
+    temperature:float,   # at which they were sampled
+)->Rollout:              # on the CPU
+    "Games that have been played, as tensors."
+    table = games.table
+    legal = pad_rows(table.legal, -1, np.int16)
+    logp = pad_rows([np.empty(0) if row is None else row for row in table.logp], -np.inf, np.float32, legal.shape[1])
+    arrays = (games.node, games.slot, games.played, games.train, games.weight, games.ended)
+    node, slot, played, train, weight, ended = (torch.as_tensor(x).reshape(games.shape) for x in arrays)
+    return Rollout(torch.as_tensor(np.stack(table.tokens)), torch.as_tensor(legal), torch.as_tensor(logp), table.fens,
+                   node, slot, played, train, weight, ended, temperature)
+
+# %% ../nbs/02_sampler.ipynb #0d4dc976
+def rollout(
+    policy:Policy,                        # the behaviour policy; its temperature is the sampling temperature
+    starts:list[chess.Board],             # B positions that are not finished; their move stacks count for repetition
+    cfg:SamplerConfig,
+    seed:int=0,
+    step:int=0,
+    first:int=0,                          # global number of starts[0]
+    on_new:Callable[[list[str]], object]|None=None,       # told of new unfinished positions (FENs)
+    teacher:Callable[[list[str]], list[str]]|None=None,   # best moves (UCI) of positions; needed for teacher forcing
+)->Rollout:                               # on the CPU
+    "Play `cfg.group` games of `cfg.plies` plies from every start."
+    if cfg.teacher_forcing and teacher is None:
+        raise ValueError("sampler.teacher_forcing is above 0: pass a teacher, a function that gives best moves")
+    for board in starts: parse_fen(board.fen())       # engines crash on what is no position; legal moves keep it one
+    index, shape = list(range(first, first + len(starts))), (cfg.group, cfg.plies)
+    u = uniforms(seed, step, index, shape).reshape(-1, cfg.plies)
+    forced = uniforms(seed, step, index, shape, purpose=1).reshape(-1, cfg.plies) < cfg.teacher_forcing
+    forced[:, ::2] = False                            # the starter's own plies
+    games = Games(starts, cfg.group, cfg.plies, on_new)
+    live = games.arrive(list(range(len(games.boards))), 0)
+    if finished := games.ended[:, 0].nonzero()[0].tolist():
+        raise ValueError(f"a start position is finished already: {games.boards[finished[0]].fen()}")
+    for t in range(cfg.plies):
+        rows = {games.node[i, t] for i in live if not forced[i, t]}
+        ask(policy, games.table, sorted(r for r in rows if games.table.logp[r] is None))
+        choice = draw(games, live, t, u[:, t])
+        if t == 0 and cfg.noise:
+            rngs = [np.random.default_rng([seed, step, b, 2]) for b in index]
+            choice = draw_noisy(games, u[:, 0].reshape(-1, cfg.group), cfg.noise, rngs)
+        taught = [i for i in live if forced[i, t]]
+        if teacher and taught: choice |= teacher_choice(games, taught, t, teacher)
+        games.push(choice, t)
+        games.train[live, t] = ~forced[live, t] & (t % 2 == 0 or cfg.learn == "both")
+        if not (live := games.arrive(live, t+1)): break
+    return as_rollout(games, policy.temperature)
+
+# %% ../nbs/02_sampler.ipynb #b906ac2f
 @torch.no_grad()
 def ask(
     policy:Policy,
@@ -144,103 +240,69 @@ def ask(
     rows:list[int],   # rows whose distribution is wanted and not known yet
 )->None:
     "One forward pass for all of `rows`; their log-probabilities go into the table."
-    table.logp += [None]*(len(table) - len(table.logp))
     if not rows: return
     tokens = torch.as_tensor(np.stack([table.tokens[r] for r in rows]), device=policy.device)
     legal = torch.as_tensor(pad_rows([table.legal[r] for r in rows], -1, np.int16), device=policy.device)
     logp = policy.dist(tokens, legal).logp.cpu().numpy()
     if np.isnan(logp).any(): raise FloatingPointError("the policy's probabilities are NaN: its weights are broken")
-    for r, lp in zip(rows, logp): table.logp[r] = lp[:len(table.legal[r])]
+    for r, row in zip(rows, logp): table.logp[r] = row[:len(table.legal[r])]
+
+def draw(
+    games:Games,
+    live:list[int],      # games that go on
+    t:int,               # ply
+    u:np.ndarray,        # [B·G] random numbers of this ply
+)->dict[int, int]:       # game -> slot
+    "Invert each position's cumulative distribution at its game's random number."
+    known = {i: row for i in live if (row := games.table.logp[games.node[i, t]]) is not None}
+    if not known: return {}
+    logp = torch.as_tensor(pad_rows(list(known.values()), -np.inf, np.float32))
+    return dict(zip(known, MoveDist(logp).sample(torch.as_tensor(u[list(known)])).tolist()))
+
+# %% ../nbs/02_sampler.ipynb #acd6beff
+NOISE_ALPHA = .3         # concentration of the root noise: most of it falls on a few moves
 
 def root_noise(
-    logp:np.ndarray,    # [n] log-probabilities
+    logp:np.ndarray,     # [n] log-probabilities
     rng:np.random.Generator,
-    cfg:SamplerConfig,
-)->np.ndarray:          # [n] log-probabilities of the mixture
+    noise:float,         # weight w of the noise
+    alpha:float=NOISE_ALPHA,
+)->np.ndarray:           # [n] log-probabilities of the mixture
     "(1-w) π + w Dirichlet(α), as AlphaZero does at the root."
-    return np.log((1-cfg.noise)*np.exp(logp) + cfg.noise*rng.dirichlet([cfg.noise_alpha]*len(logp)) + 1e-30).astype(np.float32)
+    return np.log((1-noise)*np.exp(logp) + noise*rng.dirichlet([alpha]*len(logp)) + 1e-30).astype(np.float32)
 
-# %% ../nbs/02_sampler.ipynb #0d4dc976
-def rollout(
-    policy:Policy,                        # who plays; its temperature is the sampling temperature
-    starts:list[chess.Board],             # B positions that are not finished; their move stacks count for repetition
-    cfg:SamplerConfig,
-    seed:int=0,
-    step:int=0,
-    first:int=0,                          # global number of starts[0]
-    on_new:Callable[[list[str]], object]|None=None,    # told of new unfinished positions (FENs)
-    teacher:Callable[[list[str]], list[str]]|None=None, # best moves (UCI) of positions; needed for teacher forcing
-)->Rollout:                               # on the CPU
-    "Play `cfg.group` games of `cfg.plies` plies from every start."
-    if cfg.teacher_forcing and teacher is None: raise ValueError("sampler.teacher_forcing is above 0: pass a teacher, a function that gives best moves")
-    for board in starts: parse_fen(board.fen())       # engines crash on what is no position; legal moves keep it one
-    B, G, T = len(starts), cfg.group, cfg.plies
-    index = list(range(first, first+B))
-    u = uniforms(seed, step, index, (G, T)).reshape(B*G, T)
-    forced = uniforms(seed, step, index, (G, T), purpose=1).reshape(B*G, T) < cfg.teacher_forcing
-    table = Positions()
-    boards = [b.copy(stack=b.halfmove_clock + 1) for b in starts for _ in range(G)]     # repetitions cannot reach further back
-    node, slot = np.full((B*G, T+1), -1), np.zeros((B*G, T), int)
-    played, train, weight = np.zeros((B*G, T), bool), np.zeros((B*G, T), bool), np.ones((B*G, T), np.float32)
-    ended = np.zeros((B*G, T+1), np.int8)
-
-    def arrive(games, t):                 # record where the games stand after t plies; returns those that go on
-        rows, new = table.add([boards[i] for i in games])
-        for i, r in zip(games, rows): node[i, t], ended[i, t] = r, terminal(boards[i], len(table.legal[r]))
-        over = {r for i, r in zip(games, rows) if 0 < ended[i, t] < Terminal.REPETITION}    # a repetition may be open in another game
-        if on_new and (fens := [table.fens[r] for r in new if r not in over]): on_new(fens)
-        return [i for i in games if not ended[i, t]]
-
-    live = arrive(list(range(B*G)), 0)
-    if len(live) < B*G: raise ValueError(f"a start position is finished already: {next(table.fens[node[i, 0]] for i in range(B*G) if ended[i, 0])}")
-    for t in range(T):
-        by_teacher = [i for i in live if t % 2 and forced[i, t]]
-        table.logp += [None]*(len(table) - len(table.logp))
-        asked = sorted({node[i, t] for i in live if not (t % 2 and forced[i, t])})
-        ask(policy, table, [r for r in asked if table.logp[r] is None])
-        choice = draw(table, live, node[:, t], u[:, t])
-        if t == 0 and cfg.noise: choice = draw_noisy(table, node[:, 0], u[:, 0], weight, cfg, seed, step, index, G)
-        if by_teacher: choice.update(teacher_choice(table, by_teacher, boards, node[:, t], teacher))
-        for i in live:
-            slot[i, t], played[i, t] = choice[i], True
-            train[i, t] = not (t % 2 and (forced[i, t] or cfg.learn == "starter"))
-            boards[i].push(action_to_move(int(table.legal[node[i, t]][choice[i]]), boards[i].turn))
-        if not (live := arrive(live, t+1)): break
-    ask(policy, table, [])
-    width = max(1, max(map(len, table.legal)))
-    logp = pad_rows([np.empty(0) if lp is None else lp for lp in table.logp], -np.inf, np.float32)
-    logp = np.pad(logp, ((0, 0), (0, width-logp.shape[1])), constant_values=-np.inf)
-    shape = lambda x: torch.as_tensor(x).reshape(B, G, -1)
-    return Rollout(torch.as_tensor(np.stack(table.tokens)), torch.as_tensor(pad_rows(table.legal, -1, np.int16)), torch.as_tensor(logp), table.fens,
-        shape(node), shape(slot), shape(played), shape(train), shape(weight), shape(ended), policy.temperature)
-
-# %% ../nbs/02_sampler.ipynb #b906ac2f
-def draw(table:Positions, games:list[int], node:np.ndarray, u:np.ndarray)->dict[int, int]:
-    "Game -> slot, by inverting each position's cumulative distribution at the game's random number."
-    known = [i for i in games if table.logp[node[i]] is not None]
-    if not known: return {}
-    logp = torch.as_tensor(pad_rows([table.logp[node[i]] for i in known], -np.inf, np.float32))
-    return dict(zip(known, MoveDist(logp).sample(torch.as_tensor(u[known])).tolist()))
-
-def draw_noisy(table, node, u, weight, cfg, seed, step, index, G)->dict[int, int]:
-    "First moves from the noisy distribution; one noise a board. Writes π/μ into `weight[:, 0]`."
-    choice = {}
-    for k, b in enumerate(index):
-        logp = table.logp[node[k*G]]
-        mixed = root_noise(logp, np.random.default_rng([seed, step, b, 2]), cfg)
-        games = np.arange(k*G, (k+1)*G)
-        slots = MoveDist(torch.as_tensor(mixed)).reshape((1, -1)).logp.expand(G, -1)
-        picks = MoveDist(slots).sample(torch.as_tensor(u[games])).numpy()
-        weight[games, 0] = np.exp(logp - mixed)[picks]
-        choice |= dict(zip(games.tolist(), picks.tolist()))
+def draw_noisy(
+    games:Games,                      # at their starts; receives the weights π/μ of the moves
+    u:np.ndarray,                     # [B, G] random numbers
+    noise:float,                      # weight of the noise
+    rngs:list[np.random.Generator],   # one a board
+)->dict[int, int]:                    # game -> slot
+    "First moves from the noisy distribution μ; siblings share their noise."
+    choice: dict[int, int] = {}
+    for b, rng in enumerate(rngs):
+        siblings = range(b*u.shape[1], (b+1)*u.shape[1])
+        logp = games.table.logp[games.node[siblings[0], 0]]
+        mixed = root_noise(logp, rng, noise)
+        slots = MoveDist(torch.as_tensor(mixed).expand(len(siblings), -1)).sample(torch.as_tensor(u[b])).numpy()
+        games.weight[siblings, 0] = np.exp(logp - mixed)[slots]
+        choice |= zip(siblings, slots.tolist())
     return choice
 
-def teacher_choice(table, games, boards, node, teacher)->dict[int, int]:
-    "Game -> slot of the teacher's move; each distinct position is asked once."
-    rows = sorted({node[i] for i in games})
+# %% ../nbs/02_sampler.ipynb #1057a960
+def teacher_choice(
+    games:Games,
+    taught:list[int],    # games whose ply is the teacher's
+    t:int,               # ply
+    teacher:Callable[[list[str]], list[str]],   # best moves (UCI) of positions
+)->dict[int, int]:       # game -> slot
+    "The teacher's moves; each distinct position is asked once."
+    table, rows = games.table, sorted({games.node[i, t] for i in taught})
     best = dict(zip(rows, teacher([table.fens[r] for r in rows])))
-    action = {i: move_to_action(chess.Move.from_uci(best[node[i]]), boards[i].turn) for i in games}
-    return {i: int(np.flatnonzero(table.legal[node[i]] == action[i])[0]) for i in games}
+    choice = {}
+    for i in taught:
+        action = move_to_action(chess.Move.from_uci(best[games.node[i, t]]), games.boards[i].turn)
+        choice[i] = int(np.flatnonzero(table.legal[games.node[i, t]] == action)[0])
+    return choice
 
 # %% ../nbs/02_sampler.ipynb #490ba491
 def replay_logp(
@@ -248,11 +310,11 @@ def replay_logp(
     ro:Rollout,
 )->Tensor:        # [B, G, T] nats, 0 outside of `train`
     "Log-probability of the trained plies under `policy` now."
-    rows = ro.node[..., :-1][ro.train].unique()
-    where = torch.zeros(len(ro.fens), dtype=torch.long); where[rows] = torch.arange(len(rows))
-    dist = policy.dist(ro.tokens[rows].to(policy.device), ro.legal[rows].to(policy.device))
-    lp = dist.logp[where[ro.node[..., :-1][ro.train]].to(policy.device)].gather(-1, ro.slot[ro.train][:, None].to(policy.device))[:, 0]
-    return torch.zeros(ro.train.shape, device=lp.device).masked_scatter(ro.train.to(lp.device), lp)
+    node, device = ro.node[..., :-1][ro.train], policy.device
+    rows, where = node.unique(return_inverse=True)          # each position goes through the network once
+    dist = policy.dist(ro.tokens[rows].to(device), ro.legal[rows].to(device))
+    logp = dist.logp[where.to(device)].gather(-1, ro.slot[ro.train][:, None].to(device))[:, 0]
+    return torch.zeros(ro.train.shape, device=logp.device).masked_scatter(ro.train.to(logp.device), logp)
 
 # %% ../nbs/02_sampler.ipynb #3bb89f8e
 def action_agreement(
@@ -267,9 +329,9 @@ def action_agreement(
 def agreement_stats(ro:Rollout)->dict[str, float]:
     "Mean and 90th percentile of the agreement."
     a = action_agreement(ro)
-    return dict(agreement_mean=a.mean().item(), agreement_p90=a.quantile(.9).item()) if len(a) else dict(agreement_mean=1., agreement_p90=1.)
+    if not len(a): return dict(agreement_mean=1., agreement_p90=1.)
+    return dict(agreement_mean=a.mean().item(), agreement_p90=a.quantile(.9).item())
 
-# %% ../nbs/02_sampler.ipynb #e313ee64
 def within_spread(
     total:Tensor,    # [B, G] reward of each game, from the starter's view
 )->Tensor:           # [B]
@@ -283,33 +345,38 @@ def policy_diversity(
     max_boards:int=8,     # look at the first so many boards
 )->dict[str, float]:      # nats, mean over boards and plies
     "Mean pairwise KL, and mean KL to the group's mean policy, of the siblings' move distributions."
-    if not 0 < floor <= 1: raise ValueError(f"floor = {floor} must be above 0 and at most 1: siblings with different legal moves are infinitely far apart without it")
+    if not 0 < floor <= 1:
+        raise ValueError(f"floor = {floor} must be above 0 and at most 1: siblings with different legal moves "
+                         "are infinitely far apart without it")
     pair, centre = [], []
     for b in range(min(len(ro.node), max_boards)):
         for t in range(ro.slot.shape[-1]):
             rows = ro.node[b, ro.train[b, :, t], t]
             if len(rows) < 2: continue
-            p = torch.zeros(len(rows), 1969).scatter_(1, ro.legal[rows].long() % 1969, ro.logp[rows].exp())[:, :1968]   # -1 goes to the spare column
+            p = torch.zeros(len(rows), 1969)                               # padding, -1, goes to the spare column
+            p = p.scatter_(1, ro.legal[rows].long() % 1969, ro.logp[rows].exp())[:, :1968]
             q = (1-floor)*p + floor/1968
-            cross = (q*q.log()).sum(-1)[:, None] - q @ q.log().T                                                        # [G, G] KL(i || j)
-            pair.append(cross.sum()/(len(rows)*(len(rows)-1)))
-            m = p.mean(0); centre.append((torch.xlogy(p, p) - torch.xlogy(p, m)).sum(-1).mean())
-    mean = lambda x: max(0., torch.stack(x).mean().item()) if x else 0.      # rounding can fall below zero
+            kl = (q*q.log()).sum(-1)[:, None] - q @ q.log().T              # [G, G] KL(i || j)
+            pair.append(kl.sum()/(len(rows)*(len(rows)-1)))
+            m = p.mean(0)
+            centre.append((torch.xlogy(p, p) - torch.xlogy(p, m)).sum(-1).mean())
+    def mean(x): return max(0., torch.stack(x).mean().item()) if x else 0.      # rounding can fall below zero
     return dict(pairwise_kl=mean(pair), kl_to_mean=mean(centre))
 
 # %% ../nbs/02_sampler.ipynb #bbed3bfc
 def expected_ratio_stats(
-    old:MoveDist,           # [N, L] the policy that played
+    old:MoveDist,           # [N, L] the behaviour policy
     new:MoveDist,           # [N, L] the policy of the loss, over the same moves
     adv:Tensor|None=None,   # [N, L] advantage of every move; None leaves clip_binding out
     epsilon:float=.2,       # half-width of the clip range
-)->dict[str, float]:
-    "What a log would show on average over infinitely many moves of `old`: exact sums, each position weighing the same. `entropy` is -mean log π_new of the moves played, as in the record."
+)->dict[str, float]:        # `entropy` is the mean of -log π_new over the sampled moves, as in the record
+    "What a log would show on average over infinitely many moves of `old`: exact sums, each position weighing the same."
     old, new = MoveDist(old.logp.double()), MoveDist(new.logp.double())
     log_ratio = new.finite - old.finite
     ratio = log_ratio.exp()
-    mean = lambda x: (old.probs*x).sum(-1).mean().item()
+    def mean(x): return (old.probs*x).sum(-1).mean().item()
     low, high = ratio < 1-epsilon, ratio > 1+epsilon
-    binding = {} if adv is None else dict(clip_binding=mean(low & (adv < 0) | high & (adv > 0)))
-    return dict(clip_region=mean(low | high), **binding, mean_ratio=mean(ratio), ess=1/mean(ratio**2), approx_kl=-mean(log_ratio),
-                entropy=-mean(new.finite), max_log_ratio=log_ratio.abs().max().item())
+    stats = dict(clip_region=mean(low | high))
+    if adv is not None: stats["clip_binding"] = mean(low & (adv < 0) | high & (adv > 0))
+    return stats | dict(mean_ratio=mean(ratio), ess=1/mean(ratio**2), approx_kl=-mean(log_ratio),
+                        entropy=-mean(new.finite), max_log_ratio=log_ratio.abs().max().item())

@@ -86,8 +86,8 @@ def cross_entropy(
     dist:MoveDist,     # [n, L]
     target:Tensor,     # [n, L]
 )->Tensor:             # [n] nats
-    "Cross-entropy to the targets; padding counts for nothing."
-    return -(target*dist.finite).sum(-1)
+    "Cross-entropy to the targets; where the target is 0 nothing counts, padding neither."
+    return -(target*dist.logp.masked_fill(target == 0, 0.)).sum(-1)
 
 MEASURES = {
     "loss": "cross-entropy to the targets, nats",

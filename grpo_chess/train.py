@@ -23,7 +23,8 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from .arena import ArenaError, MatchResult, play_match, policy_player, random_openings
+from .matches import MatchResult, play_match
+from .players import ArenaError, policy_player, random_openings
 from .board import PositionError
 from .engine import EngineConfig, EngineError, EnginePool, engine_name
 from .loss import LossConfig

@@ -350,3 +350,47 @@ def test_the_free_text_cannot_hide_the_shape(tmp_path):
     try: save_model(lively(), tmp_path/"a.safetensors", config="mine")
     except (TypeError, ValueError): return
     assert load_model(tmp_path/"a.safetensors").cfg == SMALL
+
+# ---------------------------------------------------------------- finite
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused(bad, tmp_path):
+    "One number in one tensor is enough, for the file that is read and for the file that would be written."
+    path, net = tmp_path/"bad.safetensors", lively()
+    save_model(net, tmp_path/"good.safetensors")
+    with torch.no_grad(): net.blocks[1].bias[0, 5, 5] = bad
+    save_file(state(net), path, metadata=shape(net))
+    with pytest.raises(WeightsError, match="bad.safetensors.*blocks.1.bias") as e: load_model(path)
+    assert "\n" not in str(e.value)
+    before = (tmp_path/"good.safetensors").read_bytes()
+    with pytest.raises(WeightsError, match="good.safetensors.*blocks.1.bias"): save_model(net, tmp_path/"good.safetensors")
+    assert (tmp_path/"good.safetensors").read_bytes() == before
+
+def test_weights_too_large_for_half_precision_are_refused(tmp_path):
+    net = lively()
+    with torch.no_grad(): net.square[3, 3] = 1e6
+    save_model(net, tmp_path/"whole.safetensors")
+    with pytest.raises(WeightsError, match="square"): save_model(net, tmp_path/"half.safetensors", half=True)
+    assert not (tmp_path/"half.safetensors").exists()
+
+def test_a_score_that_is_not_a_number_is_seen_in_every_measure():
+    "It was taken for padding: entropy 0, KL 0, loss 0."
+    scores = torch.tensor([[1., math.nan, 2., -math.inf], [1., math.inf, 2., -math.inf], [1., 3., 2., -math.inf]])
+    d, slot = MoveDist.from_logits(scores), torch.zeros(3, dtype=torch.long)
+    for measured in (d.entropy(), d.kl(d), d.finite.sum(-1), d.log_prob(slot)): assert measured.isnan().tolist() == [True, True, False]
+
+# ---------------------------------------------------------------- half precision
+
+def test_scores_leave_the_head_in_float32():
+    "Under bfloat16 two scores of 8 apart by less than 1/32 were the same number: the head's products are float32, whatever its inputs."
+    net, head = lively(), {}
+    net.head.source.register_forward_hook(lambda m, x, y: head.update(source=y))
+    net.head.target.register_forward_hook(lambda m, x, y: head.update(target=y))
+    tok, legal = batch(BOARDS)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16): scores = net(tok, legal)
+    assert scores.dtype == torch.float32 and head["source"].dtype == torch.bfloat16
+    known = scores[legal >= 0]
+    assert (known.bfloat16().float() != known).float().mean() > .9                         # rounded to half precision none differs
+    table = head["source"].float() @ head["target"].float().transpose(1, 2)/math.sqrt(16)
+    plain = legal[1, :1].long()                                                            # a king's move, no promotion
+    torch.testing.assert_close(scores[1, :1], table[1].flatten()[net.head.pair[plain]], rtol=1e-6, atol=1e-6)

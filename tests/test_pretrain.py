@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import grpo_chess.pretrain as pretrain
 from grpo_chess.arena import ArenaError
@@ -172,3 +173,41 @@ def test_the_card_gives_the_commands_that_make_the_weights_again():
     assert (label.positions, label.depth, label.seed, label.out) == (650_000, 1, 3, train.labels)
     assert dataclasses.replace(train, out=TrainConfig.out) == TrainConfig(steps=1200, seed=4, lr=1e-3)
     assert len(pretrain.recipe(dict(source="a.pgn"), {})) == 1                  # labels from elsewhere cannot be made again by us
+
+# Weights and losses that are not finite
+
+def test_training_that_diverges_stops_with_one_line(labels, tmp_path, capsys):
+    "At this rate the weights are NaN within a few steps; that was measured as a loss of 0.0000 and kept as the best."
+    argv = ["train", "--labels", labels, "--out", tmp_path/"net.safetensors", "--steps", 40, "--batch", 16, "--eval_every", 40,
+            "--eval_positions", 20, "--optimizer", "adamw", "--lr", 1e30, "--precision", "32-true", "--accelerator", "cpu"]
+    assert pretrain.main(list(map(str, argv))) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and "diverged" in said[0]
+    assert not (tmp_path/"net.safetensors").exists() and not (tmp_path/"net/best.safetensors").exists()
+
+@pytest.mark.parametrize("poisoned_step", [6, 8])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_last_good_weights_stay_when_a_run_diverges(labels, tmp_path, monkeypatch, poisoned_step, bad):
+    "Between two evaluations the next loss says it; at the last step of all, the evaluation does."
+    cfg, step = config(labels, tmp_path, steps=8, eval_every=4), Pretrainer.step
+    def poison(self):
+        moved = step(self)
+        if self.done == poisoned_step:
+            with torch.no_grad(): self.model.blocks[0].qkv.weight[0, 0] = bad
+        return moved
+    train(dataclasses.replace(cfg, out=str(tmp_path/"good.safetensors")), quiet=True)
+    monkeypatch.setattr(Pretrainer, "step", poison)
+    with pytest.raises(pretrain.TrainError, match="diverged") as e: train(cfg, quiet=True)
+    assert "\n" not in str(e.value) and not Path(cfg.out).exists()
+    best = load_model(cfg.folder/"best.safetensors")
+    assert all(p.isfinite().all() for p in best.parameters())
+    assert [p.name for p in sorted((cfg.folder/"checkpoint").iterdir())] == ["00000004"]
+    assert [r["step"] for r in read_metrics(cfg.folder/"metrics.jsonl")] == [4]
+
+def test_evaluate_refuses_weights_that_are_not_finite(labels, tmp_path, capsys):
+    state = ChessTransformer(MODELS["tiny"]).state_dict()
+    state["blocks.1.bias"][0, 3, 3] = math.nan
+    save_file(state, tmp_path/"net.safetensors", metadata=dict(config=json.dumps(dataclasses.asdict(MODELS["tiny"]))))
+    assert pretrain.main(["evaluate", "--weights", str(tmp_path/"net.safetensors"), "--labels", str(labels), "--games", "0"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "blocks.1.bias" in said[0]

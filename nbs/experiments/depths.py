@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grpo_chess.arena import read_labels
+from grpo_chess.measures import read_labels
 from grpo_chess.engine import EngineConfig, EnginePool
 
 HERE = Path(__file__).resolve().parent

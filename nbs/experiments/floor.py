@@ -17,10 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from grpo_chess.arena import (draws, engine_player, play_match, policy_player, random_openings, random_player, skill_pick, weak_engine_player, _overlapped, _read_few)
 from grpo_chess.board import ACTIONS, position_key
 from grpo_chess.engine import EngineConfig, EnginePool
+from grpo_chess.matches import play_match
 from grpo_chess.model import MODELS, ChessTransformer, Policy
+from grpo_chess.players import (
+    Overlapped, best_scores, draws, engine_player, policy_player, random_openings, random_player, skill_pick,
+    weak_engine_player)
 
 FILE = Path(__file__).resolve().parent.parent/"data/floor.csv"
 INDEX = {uci: k for k, uci in enumerate(ACTIONS)}
@@ -72,9 +75,9 @@ PLAYERS = {"random mover": random_player, "fixed order of moves": order_player, 
 def forgetful(pool, level):
     "The seeded skill level without the moves of the game."
     def begin(boards, games, ply):
-        future, u = pool.submit_go(map(position_key, boards), f"depth {1 + level}", _read_few, MultiPV=4), np.stack([draws(0, games, ply, s) for s in range(4)], 1)
+        future, u = pool.submit_go(map(position_key, boards), f"depth {1 + level}", best_scores, MultiPV=4), np.stack([draws(0, games, ply, s) for s in range(4)], 1)
         return lambda: [chess.Move.from_uci(skill_pick(s, level, r)) for s, r in zip(pool.wait(future), u)]
-    return _overlapped(begin)
+    return Overlapped(begin)
 
 def jobs():
     "(player, seed, opponent, knows the game, rule of draws, judge, games)"

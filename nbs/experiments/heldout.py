@@ -3,7 +3,7 @@
     python -m grpo_chess.pretrain label --positions 50000 --seed 99 --out games      # self-play of a seed of its own; a whole shard, so that its games reach their ends
     python nbs/experiments/heldout.py games LABELS ...     # LABELS: the folders that supervised training used; three minutes on one core
 
-writes nbs/data/heldout.jsonl, which `grpo_chess.arena.read_labels` reads. Positions are written as their mover sees them: White to move.
+writes nbs/data/heldout.jsonl, which `grpo_chess.measures.read_labels` reads. Positions are written as their mover sees them: White to move.
 nbs/data/heldout_openings.jsonl, on which a few experiments followed their regret, is an earlier set, of openings alone: `pretrain label --positions 2000 --rows 2000 --seed 99 --depth 8` ends its 256 games after eight plies,
 and all of its positions that stand in no label of seed 0 were taken.
 """

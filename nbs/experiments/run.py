@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock          # torch needs it and brings it
 
-from grpo_chess.arena import read_labels, regret
+from grpo_chess.measures import read_labels, regret
 from grpo_chess.model import Policy, load_model
 from grpo_chess.trainer import read_metrics
 

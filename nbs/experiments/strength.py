@@ -4,7 +4,7 @@
     python nbs/experiments/strength.py OUT.csv tiny "tiny 0=DIR/learning tiny 0.safetensors"
     python nbs/experiments/strength.py OUT.csv tiny "start=tiny" "untrained=untrained" --only level      # the start and the floor themselves
 
-Weights are named as `grpo_chess.arena` names them. It appends a row for each match that OUT.csv does not have yet. Openings are six random plies, each played twice with colours swapped; every name has openings of its own, so that
+Weights are named as `grpo_chess.players` names them. It appends a row for each match that OUT.csv does not have yet. Openings are six random plies, each played twice with colours swapped; every name has openings of its own, so that
 an interval over seeds contains their chance too (`--openings` takes those of another row again). Games against the start are adjudicated by Stockfish at depth 8; those against a level follow the record (its claim rule, 400 plies, no adjudication), with seeded levels.
 """
 import argparse
@@ -12,7 +12,8 @@ import csv
 import zlib
 from pathlib import Path
 
-from grpo_chess.arena import load_player_model, play_match, policy_player, random_openings, weak_engine_player
+from grpo_chess.matches import play_match
+from grpo_chess.players import load_player_model, policy_player, random_openings, weak_engine_player
 from grpo_chess.engine import EngineConfig, EnginePool
 from grpo_chess.model import Policy
 

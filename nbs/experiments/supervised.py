@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import safe_open
 
 from run import HERE, TOP, loses, number, read, write
-from grpo_chess.arena import read_labels
+from grpo_chess.measures import read_labels
 
 BATCH = 256
 
