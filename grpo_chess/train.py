@@ -33,8 +33,11 @@ from .positions import PositionsConfig, start_positions
 from .reward import Judge, RewardConfig
 from .sampler import SamplerConfig
 from .settings import ConfigError, EndedEarly, StopRequest, choose, known_keys, parse_settings, read_yaml, run_command, take
-from .trainer import (AblateConfig, CheckpointError, GuardConfig, NotFinite, Trainer, TrainerConfig, check_group, check_guard, checkpoints, draw_panel, load_checkpoint,
-                                make_fabric, once, read_metrics, save_checkpoint)
+from .batch import make_fabric
+from .checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
+from .guards import GuardConfig, check_group, check_guard
+from .panel import draw_panel, read_metrics
+from .trainer import AblateConfig, NotFinite, Trainer, TrainerConfig, single_update
 
 # %% auto #0
 __all__ = ['CONFIGS', 'PROG', 'OPTIONS', 'MAY_CHANGE', 'OPENING_SEED', 'REPORT', 'USER_ERRORS', 'MatchConfig', 'Config',
@@ -110,15 +113,15 @@ class Config:
         if self.seed < 0: raise ValueError(f"seed = {self.seed} must not be negative")
         if self.kl_does_nothing(): raise ValueError(f"loss.kl_coef = {self.loss.kl_coef} does nothing: with one update a step the policy still is the old one, and the gradient of their KL is 0; "
                                                     "use trainer.minibatches or trainer.epochs above 1, or loss.kl_to = reference")
-        check_guard(self.guard, self.loss, once(self.trainer, self.ablate), self.trainer.entropy_end)
-        check_group(self.sampler.group, self.loss, self.guard)
+        check_guard(self.guard, self.loss, single_update(self.trainer, self.ablate), self.trainer.entropy_end)
+        check_group(self.sampler.group, self.loss)
         if self.minutes < 0: raise ValueError(f"minutes = {self.minutes} must not be negative")
         if self.sampler.boards < self.trainer.minibatches: raise ValueError(f"trainer.minibatches = {self.trainer.minibatches} is more than sampler.boards = {self.sampler.boards}")
         if self.trainer.freeze > self.model.layers: raise ValueError(f"trainer.freeze = {self.trainer.freeze} is more than model.layers = {self.model.layers}")
 
     def kl_does_nothing(self)->bool:
         "Is there a KL penalty to the old policy whose gradient is exactly 0?"
-        return self.loss.kl_coef > 0 and self.loss.kl_to == "old" and self.loss.kl != "k1" and once(self.trainer, self.ablate)
+        return self.loss.kl_coef > 0 and self.loss.kl_to == "old" and self.loss.kl != "k1" and single_update(self.trainer, self.ablate)
 
 # %% ../nbs/11_train.ipynb #4eb4b474
 CONFIGS = Path(globals().get("__file__", "../grpo_chess/train.py")).parent/"configs"
@@ -270,7 +273,7 @@ def write_report(
                           f"Scores count wins and half of the draws, with a 95 % interval over pairs of games with colours swapped. Old is {'what ' + cfg.init + ' held' if cfg.init else 'the untrained network that the run began with'}.", ""]
     if rows:
         lines += ["## What changed", "", f"| | first {n} steps | last {n} steps | difference |", "|---|---|---|---|", *[change(rows, k) for k in REPORT if any(r.get(k) is not None for r in rows)], "",
-                  "Mean ± 2 standard errors over steps. `grpo_chess.trainer.METRICS` says what each column is.", "",
+                  "Mean ± 2 standard errors over steps. `grpo_chess.panel.METRICS` says what each column is.", "",
                   f"Largest ratio error of the whole run: {max(r['ratio_error'] for r in rows):.1e}.", "", "![panel](report.png)", ""]
         fig = draw_panel(rows, folder.name); fig.savefig(folder/"report.png", dpi=100); plt.close(fig)
     text = "\n".join(lines)
@@ -403,7 +406,7 @@ def train_loop(fabric, trainer, cfg, folder, log, started, quiet)->str:
             bar.set_postfix(progress_text(row), refresh=False); bar.update()
             times.append(time.time())
             *flag, left = fabric.all_reduce(torch.tensor([float(bool(stop)), float(times[-1] > end), -steps_left(times, end)]), reduce_op="max").tolist()
-            trainer.left = -left                                                    # of the process that has the least time, so that all have one schedule
+            trainer.steps_left = -left                                                    # of the process that has the least time, so that all have one schedule
             if trainer.done % cfg.trainer.checkpoint_every == 0 or any(flag) or trainer.done == cfg.trainer.steps or trainer.aborted: save()
             if trainer.aborted: why = f"Aborted by its guard after {trainer.done} of {cfg.trainer.steps} steps: {trainer.aborted}."; break
             if flag[0]: why = f"Stopped by a signal after {trainer.done} steps; --resume {folder} goes on."; break

@@ -21,7 +21,7 @@ from grpo_chess.board import ACTION_TO
 from grpo_chess.model import MODELS, ChessTransformer, save_model
 from grpo_chess.settings import known_keys, make_parser
 from grpo_chess.train import Config, main, parse, presets, run
-from grpo_chess.trainer import METRICS, read_metrics
+from grpo_chess.panel import METRICS, read_metrics
 
 TOP = Path(__file__).resolve().parent.parent
 NET = ["--model.width", "32", "--model.layers", "2", "--model.heads", "2"]
@@ -89,7 +89,7 @@ def test_help_explains_every_field(capsys):
     def fields(cls, prefix=""):
         for f in dataclasses.fields(cls):
             if dataclasses.is_dataclass(f.default_factory): yield from fields(f.default_factory, f"{prefix}{f.name}.")
-            else: yield f"{prefix}{f.name}", f.name, cls.__doc__
+            else: yield f"{prefix}{f.name}", f.name, "\n".join(c.__doc__ or "" for c in cls.__mro__)
     for dotted, name, doc in fields(Config):
         described = re.search(rf"^\s+{name}: (.+)$", doc, re.M)
         assert described, f"{dotted} has no description"
