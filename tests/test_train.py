@@ -89,7 +89,7 @@ def test_help_explains_every_field(capsys):
     def fields(cls, prefix=""):
         for f in dataclasses.fields(cls):
             if dataclasses.is_dataclass(f.default_factory): yield from fields(f.default_factory, f"{prefix}{f.name}.")
-            else: yield f"{prefix}{f.name}", f.name, cls.__doc__
+            else: yield f"{prefix}{f.name}", f.name, "\n".join(c.__doc__ or "" for c in cls.__mro__)
     for dotted, name, doc in fields(Config):
         described = re.search(rf"^\s+{name}: (.+)$", doc, re.M)
         assert described, f"{dotted} has no description"
