@@ -176,3 +176,18 @@ def test_convert_takes_the_whole_or_nothing(tmp_path):
     pq.write_table(soft_table([chess.Board()], [["e2e4"]], [[1.]]), tmp_path/"e.parquet")
     with pytest.raises(LabelError, match="several forms"): converted(tmp_path, "b", files=str(tmp_path/"*.parquet"))
 
+
+@pytest.mark.parametrize("moves", ["1. e4 (1. d4)) e5 1-0", "1. e4 ((1. d4) e5 1-0", "1. e4 )( e5 1-0",
+                                   "1. e4 (1. d4 (1. c4 ) e5 1-0",
+                                   "(1. e4) 1. e4 e5 1-0"])
+def test_side_lines_that_cross_are_no_crash(tmp_path, moves):
+    "An IndexError of python-chess came through; side lines are passed over."
+    (tmp_path/"g.pgn").write_text(moves + "\n\n" + PGN)
+    try: whole, = converted(tmp_path, files=str(tmp_path/"g.pgn"))
+    except LabelError as e: assert "g.pgn, game that ends on line" in str(e)
+    else: assert len(whole) == 2 + 4
+
+def test_side_lines_are_not_what_was_played(tmp_path):
+    (tmp_path/"g.pgn").write_text("1. e4 (1. d4 d5 (1... f5)) 1... e5 2. Nf3 (2. Qh8) 1-0\n")
+    a, = converted(tmp_path, files=str(tmp_path/"g.pgn"))
+    assert [next(m for m, p in moves_of(a, i).items() if p) for i in range(3)] == ["e2e4", "e2e4", "g1f3"]
