@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -295,7 +296,7 @@ def weighted_terms(
 
 def term_gradients(
     terms:dict[str,Tensor],   # scalars, coefficients included; a term that depends on no parameter has gradient 0
-    params:list[Tensor],      # what trains; frozen ones are passed over
+    params:Sequence[Tensor],  # what trains; frozen ones are passed over
 )->dict[str,Tensor]:          # name -> [P] flat gradient
     "Gradient of each term by itself. Keeps the graph, touches no `.grad`; vectors of micro-batches may be added."
     params = [p for p in params if p.requires_grad]
@@ -316,6 +317,6 @@ def budget_of(
     pairs = (("kl", "policy"), ("entropy", "policy"), ("kl", "entropy"))
     return {f"grad_{k}": v for k, v in norm.items()} | {f"cos_{a}_{b}": cos(a, b) for a, b in pairs}
 
-def gradient_budget(terms:dict[str,Tensor], params:list[Tensor])->dict[str,float]:
+def gradient_budget(terms:dict[str,Tensor], params:Sequence[Tensor])->dict[str,float]:
     "Norms grad_* and cosines cos_* of the terms' gradients, with the arguments of `term_gradients`."
     return budget_of(term_gradients(terms, params))
