@@ -23,7 +23,7 @@ SECTIONS = ("Summary", "Context", "Method", "Findings", "Analysis", "Recommendat
 DECIDES = re.compile(r"^# decides: (.+)$", re.M)
 TEACHING = sorted((TOP/"nbs").glob("0[0-7]_*.ipynb"))      # the lesson: what decides a claim stands elsewhere
 # still hold cells that have moved
-MOVING = {"nbs/03_loss.ipynb", "nbs/05_reward.ipynb", "nbs/07_trainer.ipynb"}
+MOVING = {"nbs/05_reward.ipynb", "nbs/07_trainer.ipynb"}
 
 def load(name): return yaml.safe_load((DOCS/name).read_text())
 
