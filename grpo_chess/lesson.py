@@ -50,13 +50,13 @@ ARROWS = [     # from, to, what travels along it
 # %% ../nbs/00_lesson.ipynb #97b426f2
 def _png(
     fig:Figure,
-    small:bool=True,   # as few bytes as 128 colours need, for what is stored; False is faster, for a slider that waits
+    small:bool=True,   # as few bytes as 48 colours need, for what is stored; False is faster, for a slider that waits
 )->bytes:
     "The picture of a figure."
     canvas, out = FigureCanvasAgg(fig), io.BytesIO()
     canvas.draw()      # `savefig` would draw twice where there is a layout to compute
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    if small: picture.quantize(128, dither=Image.Dither.NONE).save(out, format="png", optimize=True)
+    if small: picture.quantize(48, Image.Quantize.FASTOCTREE).save(out, format="png", optimize=True)
     else: picture.save(out, format="png", compress_level=1)
     return out.getvalue()
 
