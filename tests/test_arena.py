@@ -56,7 +56,8 @@ def test_help_explains_every_setting(capsys):
     for key in [*known_keys(ArenaConfig), "preset"]: assert f"--{key}" in text, key
     for cls in (ArenaConfig, JudgeConfig, SprtConfig):
         for f in dataclasses.fields(cls):
-            if not dataclasses.is_dataclass(f.default_factory): assert f"\n        {f.name}: " in cls.__doc__, f.name
+            if dataclasses.is_dataclass(f.default_factory): continue
+            assert any(f"\n        {f.name}: " in (c.__doc__ or "") for c in cls.mro()), f.name
 
 
 # The command as a user meets it
