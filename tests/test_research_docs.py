@@ -197,7 +197,7 @@ def rows_meant(markdown):
     "Rows of tables as the text has them, headers included: lines that begin with a bar, but for rulers."
     text = re.sub(r"```.*?```", "", markdown, flags=re.S)
     lines = [line.strip() for line in text.splitlines() if line.lstrip().startswith("|")]
-    return sum(not re.fullmatch(r"[|\s:-]+", line) for line in lines)
+    return sum(not re.fullmatch(r"[|\s:]*-[|\s:-]*", line) for line in lines)
 
 def rows_shown(markdown):
     "Rows of tables as nbconvert and nbviewer render them."
