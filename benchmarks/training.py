@@ -77,7 +77,8 @@ def peak():      # MiB, of this process alone
 def starts(step, first, n): return start_positions(n, PositionsConfig(window_cp=0), 0, step, first=first)
 base = peak()
 t = Trainer(make_fabric('32-true', 'cpu'), ChessTransformer(MODELS[{name!r}]), starts,
-            Judge(RewardConfig(judge='material')),            SamplerConfig(boards={boards}, group={group}, plies={plies}), trainer=TrainerConfig())
+            Judge(RewardConfig(judge='material')), SamplerConfig(boards={boards}, group={group}, plies={plies}),
+            trainer=TrainerConfig())
 row = t.step(); print(base, peak(), row['plies'], row['seconds'])
 """
     base, peak, n, seconds = map(
