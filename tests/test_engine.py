@@ -1,15 +1,31 @@
 "The engine pool: right answers, the same ones every time, none made up, and no process left behind."
-import gc, multiprocessing, os, random, signal, stat, subprocess, sys, textwrap, threading, time
+import gc
+import json
+import multiprocessing
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+import time
 from concurrent.futures import CancelledError, Future
 
-import chess, chess.engine
+import chess
+import chess.engine
 import numpy as np
 import pytest
 
 import grpo_chess
-from grpo_chess import engine as E
+from grpo_chess import uci
 from grpo_chess.board import PositionError
-from grpo_chess.engine import MATE, EngineConfig, EngineError, EnginePool, find_engine, is_mate, last_score, move_scores, score_code, score_text
+from grpo_chess.engine import HASH_MB, EngineConfig, EnginePool, usable_cores
+from grpo_chess.uci import (
+    CP_MAX, MATE, EngineError, EngineFault, can_be_played, find_engine, is_mate, last_score, move_scores, score_code,
+    score_text,
+)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(grpo_chess.__file__)))
 START = chess.STARTING_FEN
@@ -28,13 +44,14 @@ def played(n, seed=0):
 
 FENS = played(200)
 
-def one(**kw): return EngineConfig(**{"processes": 1, **kw})
+def single(**kw): return EngineConfig(**{"processes": 1, **kw})
 def running(pid):
     "Is this process there and not a zombie?"
     try: return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] not in "ZX"
     except OSError: return False
 def children():
-    out = subprocess.run(["ps", "-o", "pid=,stat=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout
+    command = ["ps", "-o", "pid=,stat=,args=", "--ppid", str(os.getpid())]
+    out = subprocess.run(command, capture_output=True, text=True).stdout
     return [line for line in out.splitlines() if "ps -o" not in line]
 def until(condition, seconds=10.):
     end = time.monotonic() + seconds
@@ -55,21 +72,24 @@ def truth():
         eng.configure({"Hash": 1, "Threads": 1})
         for fen in FENS:
             score = eng.analyse(chess.Board(fen), chess.engine.Limit(depth=4), game=object())["score"].relative
-            out.append(score.score() if not score.is_mate() else (MATE - score.mate() if score.mate() > 0 else -MATE - score.mate()))
+            mate = score.mate()
+            out.append(score.score() if mate is None else MATE - mate if mate > 0 else -MATE - mate)
     assert len(set(out)) > 100
     return np.array(out, dtype=np.int32)
 
 # --- scores --------------------------------------------------------------------------------------
 
 def test_codes_are_ordered_as_chess_orders_them():
-    said = ["mate 0", "mate -1", "mate -20", "cp -99999", "cp -300", "cp 0", "cp 12", "cp 31500", "mate 20", "mate 1"]
+    said = ["mate 0", "mate -1", "mate -999", "cp -31000", "cp -300", "cp 0", "cp 12", "cp 31000", "mate 999", "mate 1"]
     codes = [score_code(*s.split()) for s in said]
     assert codes == sorted(codes) and len(set(codes)) == len(codes)
     assert codes[0] == -MATE and codes[1] == 1 - MATE and codes[-1] == MATE - 1 and codes[4:7] == [-300, 0, 12]
     assert is_mate(np.array(codes)).tolist() == [True]*3 + [False]*5 + [True]*2
-    assert [score_text(c) for c in codes[:3]] == ["#-0", "#-1", "#-20"] and score_text(-5) == "-0.05" and score_text(MATE - 7) == "#7"
+    assert [score_text(c) for c in codes[:3]] == ["#-0", "#-1", "#-999"]
+    assert score_text(-5) == "-0.05" and score_text(MATE - 7) == "#7"
 
-@pytest.mark.parametrize("bad", ["wdl 3", "cp x", "mate 1.5"])
+@pytest.mark.parametrize("bad", ["wdl 3", "cp x", "mate 1.5", "mate 1000", "mate -40000", f"cp {CP_MAX + 1}",
+                                 "cp -31001", "cp 99999999999999999999999"])
 def test_codes_refuse_rubbish(bad):
     with pytest.raises(ValueError): score_code(*bad.split())
 
@@ -78,19 +98,21 @@ def test_last_exact_score_counts():
     assert last_score(a) == -7 and last_score(a + b % b"lowerbound") == -7 and last_score(a + b % b"upperbound") == -7
     assert last_score(a + b % b"wdl 1 2 3") == 90 and last_score(a + b"info depth 0 score mate 0") == -MATE
     for nothing in (b"", b"info depth 1 currmove e2e4", b % b"lowerbound"):
-        with pytest.raises(E._Fault): last_score(nothing)
+        with pytest.raises(EngineFault): last_score(nothing)
 
 def test_move_scores_take_the_last_list():
-    lists = "info depth 1 multipv 1 score cp 9 nodes 1 pv a2a3\ninfo depth 1 multipv 2 score cp 5 nodes 1 pv b7b8q\n" \
-            "info depth 2 multipv 1 score cp 7 {} nodes 1 pv b7b8q c7c6\ninfo depth 2 multipv 2 score mate -4 nodes 1 pv a2a3 h7h6\n"
+    lists = "info depth 1 multipv 1 score cp 9 nodes 1 pv a2a3\n" \
+            "info depth 1 multipv 2 score cp 5 nodes 1 pv b7b8q\n" \
+            "info depth 2 multipv 1 score cp 7 {} nodes 1 pv b7b8q c7c6\n" \
+            "info depth 2 multipv 2 score mate -4 nodes 1 pv a2a3 h7h6\n"
     assert move_scores(lists.format("").encode()) == {"b7b8q": 7, "a2a3": 4 - MATE}
     assert move_scores(lists.format("lowerbound").encode()) == {"b7b8q": 5, "a2a3": 4 - MATE}
-    with pytest.raises(E._Fault): move_scores(b"info multipv 1 score cp 7 lowerbound nodes 1 pv e2e4\n")
+    with pytest.raises(EngineFault): move_scores(b"info multipv 1 score cp 7 lowerbound nodes 1 pv e2e4\n")
 
 # --- right answers, always the same ones ---------------------------------------------------------
 
 def test_scores_are_those_of_an_independent_program(truth):
-    with EnginePool(one()) as pool: got = pool.evaluate(FENS)
+    with EnginePool(single()) as pool: got = pool.evaluate(FENS)
     assert got.dtype == np.int32 and (got == truth).all()
 
 @pytest.mark.parametrize("processes", [1, 2, 5])
@@ -104,8 +126,8 @@ def test_a_score_is_a_function_of_the_position(truth, processes):
         assert pool.asked == 17 + 2*len(FENS) and pool.restarts == 0
 
 def test_history_by_name_is_another_number(truth):
-    with EnginePool(one(deterministic=False)) as pool: warm = pool.evaluate(FENS)
-    with EnginePool(one(deterministic=False)) as pool: back = pool.evaluate(FENS[::-1])[::-1]
+    with EnginePool(single(deterministic=False)) as pool: warm = pool.evaluate(FENS)
+    with EnginePool(single(deterministic=False)) as pool: back = pool.evaluate(FENS[::-1])[::-1]
     assert np.mean(warm != truth) > .2 and np.mean(warm != back) > .2
     assert np.mean(np.abs(warm - truth) < 300) > .8       # but the same kind of number
 
@@ -115,8 +137,9 @@ def test_history_counts_more_the_deeper_it_looks():
     changed = {}
     for deterministic in (False, True):
         for depth in (1, 8):
-            with EnginePool(one(deterministic=deterministic)) as pool: a = pool.evaluate(fens, depth=depth)
-            with EnginePool(one(deterministic=deterministic)) as pool: b = pool.evaluate([fens[k] for k in order], depth=depth)
+            cfg, shuffled = single(deterministic=deterministic), [fens[k] for k in order]
+            with EnginePool(cfg) as pool: a = pool.evaluate(fens, depth=depth)
+            with EnginePool(cfg) as pool: b = pool.evaluate(shuffled, depth=depth)
             changed[deterministic, depth] = np.mean(a[order] != b)
     assert changed[True, 1] == changed[True, 8] == 0
     assert changed[False, 1] < .5 < .8 < changed[False, 8]
@@ -128,13 +151,13 @@ def test_moves_against_an_independent_program():
         eng.configure({"Hash": 1})
         for fen, scores in zip(fens, got):
             lines = eng.analyse(chess.Board(fen), chess.engine.Limit(depth=3), multipv=256, game=object())
-            want = {l["pv"][0].uci(): l["score"].relative.score(mate_score=MATE) for l in lines}
+            want = {line["pv"][0].uci(): line["score"].relative.score(mate_score=MATE) for line in lines}
             assert scores == want and list(scores) == list(want)
             assert set(scores) == {m.uci() for m in chess.Board(fen).legal_moves}
 
 def test_promotions_and_many_moves():
     many = "R6R/3Q4/1Q4Q1/4Q3/2Q4Q/Q4Q2/pp1Q4/kBNN1KB1 w - - 0 1"       # 218 legal moves
-    with EnginePool(one()) as pool: a, b = pool.evaluate_moves([many, "8/P6k/8/8/8/8/8/K7 w - - 0 1"], depth=1)
+    with EnginePool(single()) as pool: a, b = pool.evaluate_moves([many, "8/P6k/8/8/8/8/8/K7 w - - 0 1"], depth=1)
     assert len(a) == 218 and {"a7a8q", "a7a8n", "a7a8r", "a7a8b"} <= set(b)
 
 def test_best_moves_are_those_of_the_engine():
@@ -145,7 +168,7 @@ def test_best_moves_are_those_of_the_engine():
     assert got == want
 
 def test_games_that_are_over():
-    with EnginePool(one()) as pool:
+    with EnginePool(single()) as pool:
         assert pool.evaluate([MATED, STALEMATE, START, MATED])[[0, 1, 3]].tolist() == [-MATE, 0, -MATE]
         assert pool.evaluate_moves([STALEMATE, MATED]) == [{}, {}]
         for over in (MATED, STALEMATE):
@@ -153,25 +176,26 @@ def test_games_that_are_over():
         assert pool.restarts == 0 and len(pool.best_moves([START])) == 1
 
 def test_mates_and_sides():
-    with EnginePool(one()) as pool:
-        got = pool.evaluate(["6k1/5ppp/8/8/8/8/8/R5K1 w - - 0 1", "k7/8/1QK5/8/8/8/8/8 b - - 0 1", "3qk3/8/8/8/8/8/8/4K3 b - - 0 1"], depth=6)
+    with EnginePool(single()) as pool:
+        got = pool.evaluate(["6k1/5ppp/8/8/8/8/8/R5K1 w - - 0 1", "k7/8/1QK5/8/8/8/8/8 b - - 0 1",
+                             "3qk3/8/8/8/8/8/8/4K3 b - - 0 1"], depth=6)
     assert got[0] == MATE - 1 and got[1] in (-MATE + 1, 0) and 500 < got[2]
 
 def test_limits():
-    with EnginePool(one()) as pool:
+    with EnginePool(single()) as pool:
         usual = pool.evaluate(FENS[:20])
         assert (pool.evaluate(FENS[:20], depth=4) == usual).all()
-        assert (pool.evaluate(FENS[:20], depth=1) != usual).any() and (pool.evaluate(FENS[:20], nodes=2000) != usual).any()
+        for other in (dict(depth=1), dict(nodes=2000)): assert (pool.evaluate(FENS[:20], **other) != usual).any()
         with pytest.raises(EngineError, match="3 of 20"): pool.evaluate_moves([START], nodes=30)
         assert len(pool.evaluate_moves([START], nodes=20000)[0]) == 20
 
 def test_nothing_asked():
-    with EnginePool(one()) as pool:
+    with EnginePool(single()) as pool:
         assert pool.evaluate([]).shape == (0,) and pool.evaluate([]).dtype == np.int32
         assert pool.evaluate_moves([]) == [] == pool.best_moves([]) and pool.pids() == []
 
 def test_skill_varies_and_leaves_no_trace(truth):
-    with EnginePool(one()) as pool:
+    with EnginePool(single()) as pool:
         assert len(set(pool.best_moves([START]*200, depth=1, skill=0))) > 2
         assert (pool.evaluate(FENS[:50]) == truth[:50]).all()
         assert len(set(pool.best_moves([START]*50))) == 1
@@ -206,46 +230,92 @@ def test_futures(truth):
 
 # --- refused before it is sent -------------------------------------------------------------------
 
-@pytest.mark.parametrize("bad", [NO_KING, "8/8/8/8 w - - 0 1", "", "4k3/8/8/8/8/8/8/4K2R w KQ - 0 1", "4k3/4R3/8/8/8/8/8/4K3 w - - 0 1"])
+@pytest.mark.parametrize("bad", [NO_KING, "8/8/8/8 w - - 0 1", "", "4k3/8/8/8/8/8/8/4K2R w KQ - 0 1",
+                                 "4k3/4R3/8/8/8/8/8/4K3 w - - 0 1"])
 @pytest.mark.parametrize("ask", ["evaluate", "evaluate_moves", "best_moves"])
 def test_illegal_positions_are_named_and_nothing_is_sent(ask, bad):
-    with EnginePool(one()) as pool:
+    with EnginePool(single()) as pool:
         with pytest.raises(PositionError) as e: getattr(pool, ask)([START, bad])
         assert repr(bad) in str(e.value) or bad.split()[0] in str(e.value)
         assert pool.pids() == [] and pool.asked == 0
 
 def test_a_line_break_cannot_smuggle_commands():
-    with EnginePool(one()) as pool:
+    with EnginePool(single()) as pool:
         assert pool.evaluate([START.replace(" ", "\n")])[0] == pool.evaluate([START])[0]
         with pytest.raises(PositionError, match="line break"): pool.evaluate([START + "\nquit"], trusted=True)
         assert pool.restarts == 0
 
 def test_misuse():
-    with EnginePool(one()) as pool:
+    with EnginePool(single()) as pool:
         with pytest.raises(TypeError): pool.evaluate(START)
         for limit in (dict(depth=0), dict(nodes=0), dict(depth=-3)):
             with pytest.raises(ValueError): pool.evaluate([START], **limit)
-    for wrong in (dict(processes=-1), dict(timeout=0), dict(retries=-1), dict(hash_mb=0)):
+    for wrong in (dict(processes=-1), dict(processes=10**9), dict(timeout=0), dict(timeout=1e9),
+                  dict(timeout=float("nan")), dict(retries=-1)):
         with pytest.raises(ValueError, match=next(iter(wrong))): EngineConfig(**wrong)
 
 def test_an_illegal_position_that_is_trusted_ends_in_an_error_not_in_a_score():
     crash = "k7/8/8/8/8/8/8/7Q w - - 0 1"      # no white king: Stockfish 15.1 dies of it
-    with EnginePool(one(timeout=5, retries=1)) as pool:
+    with EnginePool(single(timeout=5, retries=1)) as pool:
         with pytest.raises(EngineError, match="k7/8/8/8/8/8/8/7Q"): pool.evaluate([START, crash, START], trusted=True)
         assert pool.restarts == 1 and pool.evaluate([START]).shape == (1,)
+
+# --- how many engines -----------------------------------------------------------------------------
+
+def write(folder, **files):
+    "Small files in a folder; a name's last `_` before `max`, ... stands for a dot."
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items(): (folder/name.replace("cpu_", "cpu.", 1)).write_text(text)
+
+@pytest.mark.parametrize("quota, want", [
+    ("150000 100000", 2), ("200000 100000", 2), ("50000 100000", 1), ("max 100000", 9), ("900000 50000", 9),
+    ("rubbish", 9), ("", 9), ("1 2 3", 9), ("-1 100000", 9)])
+def test_a_quota_limits_the_engines(tmp_path, monkeypatch, quota, want):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(9)))
+    (tmp_path/"member").write_text("0::/a/b\n")
+    write(tmp_path/"root/a/b", cpu_max=quota)
+    assert usable_cores(tmp_path/"root", tmp_path/"member") == want
+    assert usable_cores(tmp_path/"root", tmp_path/"missing") == 9
+
+def test_the_smallest_quota_on_the_way_up_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(9)))
+    (tmp_path/"member").write_text("0::/a/b\n")
+    write(tmp_path/"root/a/b", cpu_max="500000 100000")
+    write(tmp_path/"root/a", cpu_max="300000 100000")
+    write(tmp_path, cpu_max="100000 100000")            # above the root of the groups: not a group
+    assert usable_cores(tmp_path/"root", tmp_path/"member") == 3
+    write(tmp_path/"root", cpu_max="200000 100000")     # what a container sees as its own
+    assert usable_cores(tmp_path/"root", tmp_path/"member") == 2
+
+def test_quotas_of_the_first_version(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(9)))
+    (tmp_path/"member").write_text("4:memory:/x\n3:cpuset:/x\n2:cpu,cpuacct:/x\n1:name=systemd:/x\n0::/\n")
+    write(tmp_path/"root/cpu,cpuacct/x", cpu_cfs_quota_us="-1", cpu_cfs_period_us="100000")
+    assert usable_cores(tmp_path/"root", tmp_path/"member") == 9
+    write(tmp_path/"root/cpu,cpuacct/x", cpu_cfs_quota_us="250000\n")
+    write(tmp_path/"root/memory/x", cpu_cfs_quota_us="100000", cpu_cfs_period_us="100000")      # another kind of limit
+    assert usable_cores(tmp_path/"root", tmp_path/"member") == 3
+
+def test_the_pool_asks_for_the_quota(monkeypatch):
+    monkeypatch.setattr("grpo_chess.engine.usable_cores", lambda: 3)
+    with EnginePool() as pool: assert pool.processes == 3
+    with EnginePool(single(processes=2)) as pool: assert pool.processes == 2
 
 # --- engines that die, hang, lie -----------------------------------------------------------------
 
 FAKE = '''#!{python} -IS
-import os, sys, time
+import json, os, sys, time
 folder, n, fen = {folder!r}, 0, ""
-born = len(os.listdir(folder)); log = open(os.path.join(folder, str(born)), "w", buffering=1)     # born: how many lived before
+legal = json.load(open({legal!r}))      # a legal move of every position that is asked here
+born = len(os.listdir(folder))          # how many lived before
+log = open(os.path.join(folder, str(born)), "w", buffering=1)
+options = "Threads", "Hash", "MultiPV", "Skill Level"
 def say(*lines): sys.stdout.write("".join(l + "\\n" for l in lines)); sys.stdout.flush()
 def score(fen): return sum(map(ord, fen)) % 997
-def answer(): say(f"info depth 1 score cp {{score(fen)}} nodes 1 pv a1a1", "bestmove a1a2")
+def answer(move=None): say(f"info depth 1 score cp {{score(fen)}} nodes 1 pv a1a1", f"bestmove {{move or legal[fen]}}")
 while line := sys.stdin.readline():
     log.write(line)
-    if line == "uci\\n": say(*(f"option name {{o}} type spin" for o in ("Threads", "Hash", "MultiPV", "Skill Level")), "uciok")
+    if line == "uci\\n": say(*(f"option name {{o}} type spin" for o in options), "uciok")
     elif line == "isready\\n": say("readyok")
     elif line.startswith("position"): fen = line[13:-1]
     elif line.startswith("go"):
@@ -258,14 +328,20 @@ def fake(tmp_path):
     "Make an engine that runs `body` on every `go`; .starts() and .log() tell what happened to it."
     class Fake(str):
         def starts(self): return len(os.listdir(self.folder))
-        def log(self, k): return [l for l in open(os.path.join(self.folder, str(k))).read().splitlines() if l != "isready"]
+        def log(self, k):
+            with open(os.path.join(self.folder, str(k))) as f: said = f.read().splitlines()
+            return [line for line in said if line != "isready"]
     def make(body):
         folder = tmp_path/f"log{len(os.listdir(tmp_path))}"
         folder.mkdir()
         path = Fake(folder.with_suffix(".engine"))
-        with open(path, "w") as f: f.write(FAKE.format(python=sys.executable, folder=str(folder), body=textwrap.indent(body, " "*8)))
+        legal = folder.with_suffix(".legal")
+        legal.write_text(json.dumps({fen: next(iter(chess.Board(fen).legal_moves)).uci() for fen in [START, *FENS]}))
+        body = textwrap.indent(body, " "*8)
+        text = FAKE.format(python=sys.executable, folder=str(folder), legal=str(legal), body=body)
+        with open(path, "w") as f: f.write(text)
         os.chmod(path, stat.S_IRWXU)
-        E._says_uciok.cache_clear()
+        uci._says_uciok.cache_clear()
         path.folder = str(folder)
         find_engine(path)       # its first start is the check
         return path
@@ -275,27 +351,28 @@ def fake_scores(fens): return [sum(map(ord, f)) % 997 for f in fens]
 
 def test_what_is_sent(fake):
     path = fake("answer()")
-    with EnginePool(one(path=path, hash_mb=3)) as pool:
+    with EnginePool(single(path=path)) as pool:
         assert pool.evaluate(FENS).tolist() == fake_scores(FENS)
         pool.evaluate(FENS[:2], nodes=77, trusted=True)
         assert path.starts() == 2
         log = path.log(1)
-    assert set(log[1:5]) == {"setoption name Threads value 1", "setoption name Hash value 3", "setoption name MultiPV value 1",
-                             "setoption name Skill Level value 20"} and log[0] == "uci"
+    options = {"Threads": 1, "Hash": HASH_MB, "MultiPV": 1, "Skill Level": 20}
+    assert HASH_MB == 1 and log[0] == "uci"
+    assert set(log[1:5]) == {f"setoption name {k} value {v}" for k, v in options.items()}
     want = [line for f in FENS for line in ("ucinewgame", f"position fen {f}", "go depth 4")]
     assert log[5:] == want + [line for f in FENS[:2] for line in ("ucinewgame", f"position fen {f}", "go nodes 77")]
 
 def test_what_is_sent_when_history_is_kept(fake):
     path = fake("answer()")
-    with EnginePool(one(path=path, deterministic=False)) as pool:
+    with EnginePool(single(path=path, deterministic=False)) as pool:
         pool.evaluate(FENS[:10])
-        with pytest.raises(EngineError): pool.best_moves(FENS[:1], skill=4)       # a1a2 is illegal
+        pool.best_moves(FENS[:1], skill=4)
         log = path.log(1)
     assert "ucinewgame" not in log and "setoption name Skill Level value 4" in log
 
 def test_dies_and_is_asked_again(fake):
     path = fake("if born == 1 and n == 13: os._exit(3)\nanswer()")
-    with EnginePool(one(path=path)) as pool:
+    with EnginePool(single(path=path)) as pool:
         assert pool.evaluate(FENS).tolist() == fake_scores(FENS)
         assert pool.restarts == 1 and path.starts() == 3
         pool.evaluate(FENS)
@@ -303,7 +380,7 @@ def test_dies_and_is_asked_again(fake):
 
 def test_hangs_and_is_asked_again(fake):
     path = fake("if born == 1 and n == 13: time.sleep(1000)\nanswer()")
-    with EnginePool(one(path=path, timeout=.5)) as pool:
+    with EnginePool(single(path=path, timeout=.5)) as pool:
         assert pool.evaluate(FENS).tolist() == fake_scores(FENS) and pool.restarts == 1
 
 def test_two_die_in_turn(fake):
@@ -316,10 +393,16 @@ BROKEN = dict(
     dies_at_one="if fen.startswith(%r): os._exit(7)\nanswer()" % FENS[5].split()[0],
     hangs="time.sleep(1000)",
     talks_forever="while True: say('info depth 1 score cp 5 nodes 1 pv a1a1'*1000)",
-    no_score="say('bestmove e2e4')",
-    only_a_bound="say('info depth 1 score cp 5 lowerbound nodes 1', 'bestmove e2e4')",
-    no_number="say('info depth 1 score cp five nodes 1', 'bestmove e2e4')",
-    unknown_score="say('info depth 1 score elo 5 nodes 1', 'bestmove e2e4')",
+    no_score="say('bestmove ' + legal[fen])",
+    only_a_bound="say('info depth 1 score cp 5 lowerbound nodes 1', 'bestmove ' + legal[fen])",
+    no_number="say('info depth 1 score cp five nodes 1', 'bestmove ' + legal[fen])",
+    unknown_score="say('info depth 1 score elo 5 nodes 1', 'bestmove ' + legal[fen])",
+    mate_in_40000="say('info depth 1 score mate 40000 nodes 1', 'bestmove ' + legal[fen])",
+    mated_in_1000="say('info depth 1 score mate -1000 nodes 1', 'bestmove ' + legal[fen])",
+    more_than_any_position="say('info depth 1 score cp 99999999999999999999999 nodes 1', 'bestmove ' + legal[fen])",
+    best_move_is_no_move="answer('hello')",
+    best_move_off_the_board="answer('e9e4')",
+    best_move_of_the_other_side="answer('e7e5' if ' w ' in fen else 'e2e4')",
     empty_move="say('info depth 1 score cp 5 nodes 1', 'bestmove  ')",
     invented_draw="say('info depth 0 score cp 0', 'bestmove (none)')",
     too_many="answer(); answer()",
@@ -331,7 +414,7 @@ BROKEN = dict(
 @pytest.mark.parametrize("how", BROKEN)
 def test_no_answer_is_an_error_never_a_score(fake, how):
     path = fake(BROKEN[how])
-    with EnginePool(one(path=path, timeout=.4, retries=1)) as pool:
+    with EnginePool(single(path=path, timeout=.4, retries=1)) as pool:
         start = time.monotonic()
         with pytest.raises(EngineError, match="failed 2 times") as e: pool.evaluate(FENS[:12])
         assert time.monotonic() - start < 10 and pool.restarts == 1 and path.starts() == 3
@@ -342,17 +425,44 @@ def test_no_answer_is_an_error_never_a_score(fake, how):
 
 def test_illegal_best_move_and_missing_move_scores(fake):
     path = fake("say('info depth 1 multipv 1 score cp 5 nodes 1 pv a1a1', 'bestmove e2e5')")
-    with EnginePool(one(path=path, retries=0)) as pool:
+    with EnginePool(single(path=path, retries=0)) as pool:
         with pytest.raises(EngineError, match="illegal"): pool.best_moves([START])
         with pytest.raises(EngineError, match="no score"): pool.evaluate_moves([START])
 
+def test_what_may_be_played_is_asked_of_the_rules_where_positions_are_not_trusted(fake):
+    "`e2e5`: a piece of the mover's, an empty square, and no legal move."
+    said = "say('info depth 1 multipv 1 score cp 5 nodes 1 pv {}', 'bestmove {}')"
+    with EnginePool(single(path=fake(said.format("e2e5", "e2e5")), retries=0)) as pool:
+        for ask in (pool.evaluate, pool.evaluate_moves, pool.best_moves):
+            with pytest.raises(EngineError, match="e2e5 is illegal"): ask([START])
+        with pytest.raises(EngineError, match="e2e5 is illegal"): pool.best_moves([START], trusted=True)
+        assert pool.evaluate([START], trusted=True).tolist() == [5]             # the cheap check alone
+    with EnginePool(single(path=fake(said.format("e2e4", "e7e5")), retries=0)) as pool:
+        with pytest.raises(EngineError, match="e7e5 is illegal"): pool.evaluate([START], trusted=True)
+        with pytest.raises(EngineError, match="no score"): pool.evaluate_moves([START], trusted=True)
+    with EnginePool(single(path=fake(said.format("e7e5", "e7e5")), retries=0)) as pool:
+        with pytest.raises(EngineError, match="e7e5 is illegal"): pool.evaluate_moves([START], trusted=True)
+
+def test_the_cheap_check_against_the_board():
+    "It passes every legal move, and nothing that moves no piece of the mover's or takes one of them."
+    squares = [f + r for f in "abcdefgh" for r in "12345678"]
+    for fen in FENS[:30]:
+        board = chess.Board(fen)
+        assert all(can_be_played(m.uci(), fen) for m in board.legal_moves)
+        own = {chess.square_name(s) for s in chess.SquareSet(board.occupied_co[board.turn])}
+        for a in squares:
+            for b in squares: assert can_be_played(a + b, fen) == (a in own and b not in own)
+    castles = "r3k2r/8/8/8/8/8/8/R3K2R b KQkq - 0 1"
+    assert can_be_played("e8g8", castles) and can_be_played("a2a1q", "k7/8/8/8/8/8/p7/4K3 b - - 0 1")
+    assert not any(can_be_played(m, START) for m in ("", "0000", "(none)", "e2", "e2e4x", "E2E4", "e2e4qq", "i2i4"))
+
 def test_slow_is_not_hung(fake):
     path = fake("time.sleep(.4)\nanswer()")
-    with EnginePool(one(path=path, timeout=1.2)) as pool:      # four of them make one chunk
+    with EnginePool(single(path=path, timeout=1.2)) as pool:      # four of them make one chunk
         assert pool.evaluate(FENS[:4]).tolist() == fake_scores(FENS[:4]) and pool.restarts == 0
 
 def test_talk_without_end_does_not_fill_the_memory(fake):
-    with EnginePool(one(path=fake(BROKEN["talks_forever"]), timeout=60, retries=0)) as pool:
+    with EnginePool(single(path=fake(BROKEN["talks_forever"]), timeout=60, retries=0)) as pool:
         with pytest.raises(EngineError, match="talks without answering"): pool.submit(FENS[:3]).result(30)
 
 def test_a_failed_question_does_not_hurt_the_next(fake):
@@ -365,7 +475,7 @@ def test_a_failed_question_does_not_hurt_the_next(fake):
 
 def test_an_engine_that_disappears(fake):
     path = fake("answer()")
-    pool = EnginePool(one(path=path, retries=1))
+    pool = EnginePool(single(path=path, retries=1))
     os.remove(path)
     with pool, pytest.raises(EngineError, match="failed 2 times"): pool.evaluate(FENS[:3])
 
@@ -373,7 +483,7 @@ def test_an_engine_without_the_options(tmp_path):
     path = tmp_path/"bare"
     path.write_text("#!/bin/sh\nread line; echo uciok; while read line; do :; done\n")
     path.chmod(0o755)
-    with EnginePool(one(path=str(path))) as pool:
+    with EnginePool(single(path=str(path))) as pool:
         for _ in range(2):
             with pytest.raises(EngineError, match="no UCI option"): pool.evaluate([START])
         assert len(pool.pids()) == 1        # the engine was kept, not leaked
@@ -389,7 +499,7 @@ def test_stockfish_killed_while_it_works(truth):
         assert (pool.evaluate(FENS) == truth).all() and pool.restarts in (2, 3)
 
 def test_stockfish_stopped_while_it_works():
-    with EnginePool(one(timeout=1)) as pool:
+    with EnginePool(single(timeout=1)) as pool:
         want = pool.evaluate(FENS[:80], depth=6)
         os.kill(pool.pids()[0], signal.SIGSTOP)
         assert (pool.evaluate(FENS[:80], depth=6) == want).all() and pool.restarts == 1
@@ -399,19 +509,20 @@ def test_stockfish_stopped_while_it_works():
 def test_find_engine(tmp_path, monkeypatch):
     real = find_engine()
     assert os.path.isabs(real) and find_engine(real) == real
-    monkeypatch.setenv("PATH", os.path.dirname(real) + os.pathsep + os.environ["PATH"])     # nothing named falls back on this one
+    monkeypatch.setenv("PATH", os.path.dirname(real) + os.pathsep + os.environ["PATH"])     # nobody falls back on it
     for bad in ("/no/such/engine", str(tmp_path), "/etc/passwd", "/bin/false"):
         with pytest.raises(EngineError, match=bad): find_engine(bad)
         monkeypatch.setenv("STOCKFISH_PATH", bad)
         with pytest.raises(EngineError, match=bad): find_engine()
-    with pytest.raises(EngineError, match="/bin/cat is not a UCI engine: it gave no answer"): E._says_uciok("/bin/cat", 0, timeout=.3)
+    with pytest.raises(EngineError, match="/bin/cat is not a UCI engine: it gave no answer"):
+        uci._says_uciok("/bin/cat", 0, timeout=.3)
     monkeypatch.setenv("STOCKFISH_PATH", real)
     assert find_engine() == real
     monkeypatch.delenv("STOCKFISH_PATH")
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(E, "PLACES", (os.path.dirname(real),))
+    monkeypatch.setattr(uci, "PLACES", (os.path.dirname(real),))
     assert find_engine() == real
-    monkeypatch.setattr(E, "PLACES", (str(tmp_path),))
+    monkeypatch.setattr(uci, "PLACES", (str(tmp_path),))
     with pytest.raises(EngineError, match="apt-get install stockfish"): find_engine()
     (tmp_path/"stockfish").symlink_to(real)
     assert find_engine() == str(tmp_path/"stockfish")
@@ -451,7 +562,7 @@ def test_an_interrupt_drops_the_rest(truth):
 
 def script(body, *args, wait=True):
     "Run a program that uses the pool."
-    text = "import os, sys, time, threading, signal\nfrom grpo_chess import engine as E\nfrom grpo_chess.engine import *\n" \
+    text = "import os, sys, time, threading, signal\nfrom grpo_chess import uci\n" \
            "from grpo_chess.engine import EnginePool, EngineConfig\nSTART = '%s'\n" % START + textwrap.dedent(body)
     p = subprocess.Popen([sys.executable, "-c", text, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                          env={**os.environ, "PYTHONPATH": ROOT})
@@ -470,7 +581,7 @@ def test_a_program_that_forgets_to_close_ends(at_work):
     assert rc == 0 and err == "" and time.monotonic() - start < 15
     assert len(out.split()) == 2 and until(lambda: not any(running(int(p)) for p in out.split()), 3)
 
-LAUNCHES = dict(both="", only_end_of_input="E._launch = lambda path: [path]")
+LAUNCHES = dict(both="", only_end_of_input="uci.launch_command = lambda path: [path]")
 
 @pytest.mark.parametrize("state", ["idle", "searching"])
 @pytest.mark.parametrize("mechanism", ["both", "only_end_of_input"])
@@ -570,7 +681,7 @@ def test_forks_while_threads_ask_and_engines_start(truth):
         stop, wrong = threading.Event(), []
         def ask():
             while not stop.is_set():
-                with EnginePool(one()) as other: wrong.extend(np.flatnonzero(other.evaluate(FENS[:5]) != truth[:5]))
+                with EnginePool(single()) as other: wrong.extend(np.flatnonzero(other.evaluate(FENS[:5]) != truth[:5]))
                 wrong.extend(np.flatnonzero(pool.evaluate(FENS[:30]) != truth[:30]))
         threads = [threading.Thread(target=ask) for _ in range(2)]
         for t in threads: t.start()
