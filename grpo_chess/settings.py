@@ -15,7 +15,7 @@ import sys
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -27,14 +27,14 @@ class ConfigError(ValueError):
 
 # %% auto #0
 __all__ = ['Settings', 'SIGNALS', 'ConfigError', 'sections', 'known_keys', 'flatten', 'check_numbers', 'build', 'unknown_key',
-           'check_key', 'one_line', 'PlainLoader', 'read_yaml', 'take', 'choose', 'make_parser', 'parse_settings',
-           'handled', 'interrupt', 'StopRequest', 'EndedEarly', 'Stopped', 'Lasting', 'run_command']
+           'check_key', 'one_line', 'PlainLoader', 'read_yaml', 'write_whole', 'take', 'choose', 'make_parser',
+           'parse_settings', 'handled', 'interrupt', 'StopRequest', 'EndedEarly', 'Stopped', 'Lasting', 'run_command']
 
 # %% ../nbs/00_settings.ipynb #f9009805
 def sections(cls)->dict[str, Any]:
     "The fields of a settings class that are settings classes themselves."
-    return {f.name: f.default_factory for f in dataclasses.fields(cls)
-            if isinstance(f.default_factory, type) and dataclasses.is_dataclass(f.default_factory)}
+    types = get_type_hints(cls)
+    return {f.name: types[f.name] for f in dataclasses.fields(cls) if dataclasses.is_dataclass(types[f.name])}
 
 def known_keys(cls, prefix:str="")->list[str]:
     "Every setting, as a dotted key."
@@ -105,6 +105,22 @@ def read_yaml(path:str|Path, known:list[str])->dict[str, Any]:
         if value is None: raise ConfigError(f"{path}: {key} has no value")
     return flat
 
+# %% ../nbs/00_settings.ipynb #5e771a12
+def write_whole(path:str|Path, text:str)->None:
+    "Write a file, whole or not at all."
+    path = Path(path).resolve()
+    if path.exists() and not path.is_file():
+        path.write_text(text, "utf-8")      # a device or a pipe
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally: beside.unlink(missing_ok=True)
+
 # %% ../nbs/00_settings.ipynb #5e771a06
 def take(argv:list[str], names:tuple[str, ...])->tuple[dict[str, list[str]], list[str]]:
     "Take `--name value` and `--name=value` of some names out of a command line; the values of each, and what is left."
@@ -160,7 +176,7 @@ def parse_settings(
         if word.startswith("--"): check_key(word[2:].split("=")[0], [*known, "help", "print_config"], "command line")
     given = dict(base or {})
     for file in found["config"]: given |= read_yaml(file, known)
-    parser = make_parser(cls, prog, given, options)
+    parser = make_parser(cls, prog, given if {"-h", "--help"} & {*rest} else None, options)
     try:
         values = parser.parse_args([f"--{key}={value}" for key, value in given.items()] + rest)
         check_numbers({key: values[key] for key in known})
