@@ -7,10 +7,10 @@ from pathlib import Path
 import yaml
 
 from grpo_chess.train import REPORT
-from grpo_chess.trainer import PANEL, read_metrics
+from grpo_chess.panel import PANEL, read_metrics
 
 name, runs, data = sys.argv[1], [Path(p) for p in sys.argv[2:]], Path(__file__).resolve().parent.parent/"nbs/data"
-columns = {"step", "seconds", "plies", *REPORT, *(k for _, keys in PANEL for k in keys)}
+columns = {"step", "seconds", "plies", *REPORT, *(k for _, keys in PANEL for k in keys)}      # the gradients too
 short = lambda v: float(f"{v:.5g}") if isinstance(v, float) and math.isfinite(v) else v
 rows = [{k: short(v) for k, v in row.items() if k in columns} for row in read_metrics(runs[0]/"metrics.jsonl")]
 (data/f"{name}_metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

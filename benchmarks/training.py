@@ -55,7 +55,8 @@ def step_memory(name, boards=32, group=16, plies=16):
 from pathlib import Path
 from grpo_chess.reward import Judge, RewardConfig
 from grpo_chess.sampler import SamplerConfig
-from grpo_chess.trainer import Trainer, TrainerConfig, make_fabric
+from grpo_chess.batch import make_fabric
+from grpo_chess.trainer import Trainer, TrainerConfig
 from grpo_chess.model import MODELS, ChessTransformer
 from grpo_chess.positions import PositionsConfig, start_positions
 peak = lambda: int(next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('VmHWM')).split()[1])/2**10   # this process alone

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .board import ACTIONS, action_to_move, legal_actions, position_key, terminal, tokens
 from .engine import MATE, EngineConfig, EnginePool, engine_name
 from .reward import arrange, win_probability
-from .trainer import flush
+from .checkpoint import flush
 
 # %% auto #0
 __all__ = ['ACTION_SPACE', 'UNKNOWN', 'SCHEMA', 'SOFT_SCHEMA', 'LabelError', 'Labels', 'join', 'make_labels', 'draw_moves',

@@ -31,7 +31,10 @@ from .labels import LabelConfig, LabelError, Labels, at_least, bar, held_out, la
 from .model import MODELS, ChessTransformer, NoLegalMove, Policy, WEIGHTS, WeightsError, load_model, n_params, pretrained, save_model
 from .settings import StopRequest, build, known_keys, one_line, unknown_key
 from .targets import MEASURES, TARGETS, Stream, cross_entropy, measure_labels, to_batch
-from .trainer import CheckpointError, InPrecision, checkpoints, flush, make_fabric, move_average, read_metrics
+from .batch import InPrecision, make_fabric
+from .checkpoint import CheckpointError, checkpoints, flush
+from .panel import read_metrics
+from .trainer import move_average
 
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'COMMANDS', 'USER_ERRORS', 'TrainConfig', 'UsageError', 'TrainError', 'lr_share', 'MuonAdamW',

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -124,12 +126,13 @@ def write_report(
     matches:Mapping[str, MatchResult]|None=None,
 )->None:
     "report.md, report.png and the games of a run."
-    import matplotlib
-    matplotlib.use("Agg", force=False)
-    import matplotlib.pyplot as plt
     write_whole(folder/"report.md", text)
     for title, match in (matches or {}).items(): write_whole(folder/"games"/f"{title.split()[0]}.pgn", match.pgn())
     if not rows: return
+    if "matplotlib.pyplot" not in sys.modules and "MPLBACKEND" not in os.environ:
+        import matplotlib
+        matplotlib.use("Agg")                       # nobody has chosen how to draw, and nobody needs a window
+    import matplotlib.pyplot as plt
     fig = draw_panel(rows, folder.name)
     fig.savefig(folder/"report.png", dpi=100)
     plt.close(fig)

@@ -79,7 +79,7 @@ def normalized_elo(
     half, scale = NormalDist().inv_cdf((1 + confidence)/2)*error, 800/math.log(10)/math.sqrt(2)
     return scale*t, scale*(t - half), scale*(t + half)
 
-# %% ../nbs/08_stats.ipynb #86f6b33b
+# %% ../nbs/08_stats.ipynb #7c9605fa
 class PairedScore:
     "Games in pairs with colours swapped, and the first player's score with its interval."
     def __init__(self, points:np.ndarray):    # [n, 2] results of the first player in the games of each pair: 0, 0.5, 1
@@ -115,11 +115,10 @@ class PairedScore:
     def __str__(self):
         if not self.points.size: return "no games"
         (lower, upper), (e_lower, e_upper) = self.interval, self.elo_interval
-        difference = f"{self.elo:+.0f} [{e_lower:+.0f}, {e_upper:+.0f}]"
-        if self.score == 0: difference = f"below {e_upper:+.0f}"
-        if self.score == 1: difference = f"above {e_lower:+.0f}"
+        apart = f"{self.elo:+.0f} [{e_lower:+.0f}, {e_upper:+.0f}]"
+        if self.score in (0, 1): apart = f"above {e_lower:+.0f}" if self.score else f"below {e_upper:+.0f}"
         return (f"{self.points.size} games +{self.wins} ={self.draws} -{self.losses}, "
-                f"score {self.score:.3f} [{lower:.3f}, {upper:.3f}], Elo {difference}")
+                f"score {self.score:.3f} [{lower:.3f}, {upper:.3f}], Elo {apart}")
 
 # %% ../nbs/08_stats.ipynb #551dd0af
 @dataclass

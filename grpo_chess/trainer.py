@@ -6,15 +6,11 @@
 from __future__ import annotations
 
 import copy
-import json
-import logging
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import chess
 import numpy as np
@@ -23,71 +19,89 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from .loss import LossConfig, Plies, budget_of, group_advantage, loss_terms, no_spread_share, ply_weights, ratio_stats, returns, term_gradients, weighted_terms
-from .model import ChessTransformer, MoveDist, Policy, freeze, load_model, save_model
-from .reward import Judge, best_value, move_values, step_rewards
-from .sampler import Rollout, SamplerConfig, action_agreement, agreement_stats, policy_diversity, rollout, temperature_at, within_spread
+from .batch import (
+    PRECISIONS, Batch, InPrecision, forward_all, forward_sampled, gather_boards, judge_moves, judge_rollout,
+    mean_of_all, micro_batches, sum_gradients, sum_of_all)
+from .guards import Guard, GuardConfig, check_group, check_guard, collapse_action
+from .loss import LossConfig, budget_of, loss_terms, ply_weights, ratio_stats, term_gradients, weighted_terms
+from .model import ChessTransformer, MoveDist, Policy, freeze
+from .reward import Judge
+from .sampler import (
+    Rollout, SamplerConfig, action_agreement, agreement_stats, policy_diversity, rollout, temperature_at)
 
 # %% auto #0
-__all__ = ['MAX_LEGAL', 'METRICS', 'PANEL', 'TrainerConfig', 'AblateConfig', 'lr_factor', 'entropy_at', 'stride', 'GuardConfig',
-           'multiplicative_kl', 'proportional_kl', 'Guard', 'check_guard', 'check_group', 'cpu_has_bf16', 'make_fabric',
-           'InPrecision', 'gather_boards', 'mean_of_all', 'sum_gradients', 'Batch', 'reward_stats', 'judge_rollout',
-           'judge_moves', 'forward', 'NotFinite', 'CheckpointError', 'Budget', 'packs', 'once', 'move_average',
-           'Trainer', 'save_checkpoint', 'flush', 'checkpoints', 'load_checkpoint', 'read_metrics', 'draw_panel']
+__all__ = ['TERMS', 'UpdateConfig', 'TrainerConfig', 'check_trainer', 'AblateConfig', 'single_update', 'lr_factor', 'entropy_at',
+           'stride', 'NotFinite', 'Budget', 'parameter_groups', 'move_average', 'Weights', 'check_run', 'Run', 'Actor',
+           'Gradients', 'board_parts', 'clip', 'drop_update', 'Learner', 'moved_kl', 'measure', 'Trainer']
 
 # %% ../nbs/07_trainer.ipynb #c21931bb
 @dataclass
-class TrainerConfig:
+class UpdateConfig:
+    """How an update moves the policy.
+
+    Args:
+        lr: learning rate of AdamW
+        head_lr: learning rate of the move head; 0 means the same as lr
+        weight_decay: decoupled weight decay
+        grad_clip: largest gradient norm; 0 means no clipping
+        epochs: passes over the games of a step
+        minibatches: updates in each pass, over disjoint sets of boards
+        micro_batch: positions in one backward pass at most: a hundred suit a CPU, thousands a GPU; changes nothing else
+        freeze: transformer blocks that do not train, counted from the input; the embeddings go with them
+    """
+    lr: float = 1e-3
+    head_lr: float = 0.
+    weight_decay: float = 0.
+    grad_clip: float = 1.
+    epochs: int = 1
+    minibatches: int = 1
+    micro_batch: int = 128
+    freeze: int = 0
+
+# %% ../nbs/07_trainer.ipynb #1b5dd7a2
+@dataclass
+class TrainerConfig(UpdateConfig):
     """How the policy is moved.
 
     Args:
         steps: GRPO steps of the run; the learning rate and temperature schedules end there
-        lr: learning rate of AdamW
-        head_lr: learning rate of the move head; 0 means the same as lr
         warmup: steps over which the learning rate rises linearly
         decay: shape of the learning rate after the warm-up: linear or cosine (to 0), or constant
-        entropy_end: entropy coefficient at the end of the run, reached linearly from loss.entropy_coef; below 0 keeps it constant
-        weight_decay: decoupled weight decay
-        grad_clip: largest gradient norm; 0 means no clipping
-        ema: decay, by step, of an average of the weights that the run ends with; the weights that play and learn are not touched; 0 for none
-        epochs: passes over the games of a step
-        minibatches: updates in each pass, over disjoint sets of boards
-        micro_batch: distinct positions in one backward pass at most (one board at least): a hundred keep a CPU's caches warm, a GPU wants thousands; changes nothing else
-        freeze: transformer blocks that do not train, counted from the input; the embeddings go with them
-        sync_every: steps between refreshes of the policy that plays; above 1 the games come from a stale policy
-        precision: auto, 32-true, bf16-mixed or 16-mixed; auto takes bf16 where the hardware multiplies in it, else fp16 on a GPU and 32-true on a CPU
+        entropy_end: entropy coefficient at the end, reached linearly from loss.entropy_coef; below 0 keeps it constant
+        ema: decay, by step, of an average of the weights that the run ends with, which nothing else sees; 0 for none
+        sync_every: steps between refreshes of the behaviour policy; above 1 the games are off-policy
+        precision: auto, 32-true, bf16-mixed or 16-mixed; auto takes bf16 where the hardware has it, else fp16 on a GPU
         budget_every: steps between measurements of each loss term's gradient; 0 measures none
         checkpoint_every: steps between checkpoints
         keep: checkpoints to keep
     """
     steps: int = 100
-    lr: float = 1e-3
-    head_lr: float = 0.
     warmup: int = 5
     decay: str = "linear"
     entropy_end: float = -1.
-    weight_decay: float = 0.
-    grad_clip: float = 1.
     ema: float = 0.
-    epochs: int = 1
-    minibatches: int = 1
-    micro_batch: int = 128
-    freeze: int = 0
     sync_every: int = 1
     precision: str = "auto"
     budget_every: int = 10
     checkpoint_every: int = 10
     keep: int = 2
 
-    def __post_init__(self):
-        for name in ("steps", "epochs", "minibatches", "micro_batch", "sync_every", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1: raise ValueError(f"trainer.{name} = {getattr(self, name)} must be at least 1")
-        for name in ("head_lr", "warmup", "weight_decay", "grad_clip", "freeze", "budget_every"):
-            if getattr(self, name) < 0: raise ValueError(f"trainer.{name} = {getattr(self, name)} must not be negative")
-        if not 0 <= self.ema < 1: raise ValueError(f"trainer.ema = {self.ema} must be at least 0 and below 1")
-        if not 0 < self.lr < 10: raise ValueError(f"trainer.lr = {self.lr} must be above 0 and below 10")
-        if self.decay not in ("linear", "cosine", "constant"): raise ValueError(f"trainer.decay = {self.decay!r} must be linear, cosine or constant")
-        if self.precision not in ("auto", "32-true", "bf16-mixed", "16-mixed"): raise ValueError(f"trainer.precision = {self.precision!r} must be auto, 32-true, bf16-mixed or 16-mixed")
+    def __post_init__(self): check_trainer(self)
+
+# %% ../nbs/07_trainer.ipynb #c69c6d24
+def check_trainer(
+    cfg:TrainerConfig,
+)->None:
+    "ValueError names a setting that is out of its range."
+    for name in ("steps", "epochs", "minibatches", "micro_batch", "sync_every", "checkpoint_every", "keep"):
+        if getattr(cfg, name) < 1: raise ValueError(f"trainer.{name} = {getattr(cfg, name)} must be at least 1")
+    for name in ("head_lr", "warmup", "weight_decay", "grad_clip", "freeze", "budget_every"):
+        if getattr(cfg, name) < 0: raise ValueError(f"trainer.{name} = {getattr(cfg, name)} must not be negative")
+    if not 0 <= cfg.ema < 1: raise ValueError(f"trainer.ema = {cfg.ema} must be at least 0 and below 1")
+    if not 0 < cfg.lr < 10: raise ValueError(f"trainer.lr = {cfg.lr} must be above 0 and below 10")
+    for name, values in dict(decay=("linear", "cosine", "constant"), precision=PRECISIONS).items():
+        value = getattr(cfg, name)
+        if value not in values: raise ValueError(f"trainer.{name} = {value!r} must be one of {', '.join(values)}")
 
 # %% ../nbs/07_trainer.ipynb #f5483b5d
 @dataclass
@@ -102,7 +116,16 @@ class AblateConfig:
     dropout: bool = False
 
     def __post_init__(self):
-        if self.loss_temperature < 0: raise ValueError(f"ablate.loss_temperature = {self.loss_temperature} must not be negative")
+        if self.loss_temperature < 0:
+            raise ValueError(f"ablate.loss_temperature = {self.loss_temperature} must not be negative")
+
+def single_update(
+    trainer:TrainerConfig,
+    ablate:AblateConfig,
+)->bool:
+    "Is there one update a step, on games of the present policy? Then the loss never sees old and new policy differ."
+    on_policy = trainer.sync_every == 1 and not ablate.loss_temperature and not ablate.dropout
+    return on_policy and trainer.epochs*trainer.minibatches == 1
 
 # %% ../nbs/07_trainer.ipynb #e64792c9
 def lr_factor(
@@ -123,678 +146,370 @@ def entropy_at(
     x = min(1., step/max(1, cfg.steps-1))
     return coef if cfg.entropy_end < 0 else coef*(1-x) + cfg.entropy_end*x
 
+# %% ../nbs/07_trainer.ipynb #e8732792
 def stride(
     cfg:TrainerConfig,
-    at:float,          # where the schedules are, in steps
+    place:float,       # where the schedules are, in steps
     done:int,          # steps before this one
     left:float,        # steps that there is time for, this one included
 )->float:              # how far this step takes the schedules
     "One step, or so much more that the schedules end with the last step that there is time for."
-    return (cfg.steps - at)/max(1, min(cfg.steps - done, left))
+    return (cfg.steps - place)/max(1, min(cfg.steps - done, left))
 
-# %% ../nbs/07_trainer.ipynb #7cb54f93
-@dataclass
-class GuardConfig:
-    """What watches a run and acts on it; everything is off by default.
-
-    Args:
-        entropy_floor: entropy in nats below which a step counts as collapsed; 0 is off
-        agreement_ceiling: agreement_mean above which a step counts as collapsed; 0 is off
-        floor_patience: collapsed steps in a row before the guard acts, and between its actions
-        floor_action: boost (multiply the entropy coefficient), rollback (to weights from before, at a lower learning rate) or abort
-        boost_factor: a boost multiplies the entropy coefficient by this
-        boost_max: largest entropy coefficient that boosts may reach
-        rollback_every: steps between the states that a rollback can return to
-        rollback_lr: a rollback multiplies the learning rate by this
-        rollbacks: most rollbacks of a run; where one more is due, the run is aborted
-        kl_controller: how loss.kl_coef follows target_kl: none, multiplicative (as in the record) or proportional
-        controller_kl: the KL that the controller and stop_kl read: exact, or k1 of the moves that were played (as in the record)
-        target_kl: the KL that the controller aims at
-        adapt_rate: the multiplicative controller multiplies or divides by this
-        kl_horizon: games in which the proportional controller changes the coefficient by a fifth at most
-        kl_coef_min: smallest coefficient that a controller may reach
-        kl_coef_max: largest coefficient that a controller may reach
-        stop_kl: end the updates of a step once the KL from the policy that played exceeds this; 0 is off
-    """
-    entropy_floor: float = 0.
-    agreement_ceiling: float = 0.
-    floor_patience: int = 20
-    floor_action: str = "boost"
-    boost_factor: float = 1.5
-    boost_max: float = 1.
-    rollback_every: int = 20
-    rollback_lr: float = .5
-    rollbacks: int = 3
-    kl_controller: str = "none"
-    controller_kl: str = "exact"
-    target_kl: float = .01
-    adapt_rate: float = 1.2
-    kl_horizon: float = 10_000.
-    kl_coef_min: float = 1e-4
-    kl_coef_max: float = .1
-    stop_kl: float = 0.
-
-    def __post_init__(self):
-        for name, values in dict(floor_action=("boost", "rollback", "abort"), kl_controller=("none", "multiplicative", "proportional"), controller_kl=("exact", "k1")).items():
-            if getattr(self, name) not in values: raise ValueError(f"guard.{name} = {getattr(self, name)!r} must be one of {', '.join(values)}")
-        for name, low, high in (("entropy_floor", 0, 5.3), ("agreement_ceiling", 0, 1), ("rollbacks", 0, 1000), ("stop_kl", 0, 1000)):
-            if not low <= getattr(self, name) <= high: raise ValueError(f"guard.{name} = {getattr(self, name)} must be between {low} and {high}")
-        for name, low in (("floor_patience", 1), ("rollback_every", 1), ("kl_horizon", 1)):
-            if not getattr(self, name) >= low: raise ValueError(f"guard.{name} = {getattr(self, name)} must be at least {low}")
-        for name in ("boost_factor", "adapt_rate"):
-            if not 1 < getattr(self, name) <= 1000: raise ValueError(f"guard.{name} = {getattr(self, name)} must be above 1")
-        if not 0 < self.rollback_lr < 1: raise ValueError(f"guard.rollback_lr = {self.rollback_lr} must be between 0 and 1")
-        if not 0 < self.target_kl < math.inf: raise ValueError(f"guard.target_kl = {self.target_kl} must be above 0")
-        if not 0 < self.kl_coef_min <= self.kl_coef_max <= 1000: raise ValueError(f"guard.kl_coef_min = {self.kl_coef_min} and guard.kl_coef_max = {self.kl_coef_max}: expected 0 < min <= max <= 1000")
-        if not 0 < self.boost_max <= 1000: raise ValueError(f"guard.boost_max = {self.boost_max} must be between 0 and 1000")
-
-# %% ../nbs/07_trainer.ipynb #63d8d1f2
-def multiplicative_kl(
-    coef:float,           # now
-    kl:float,             # measured
-    target:float=.01,
-    rate:float=1.2,
-    low:float=1e-4,       # limits of the coefficient
-    high:float=.1,
-)->float:                 # for the next step
-    "The record's controller: a fixed factor up above the target, down at or below it."
-    return min(max(coef*rate if kl > target else coef/rate, low), high)
-
-def proportional_kl(
-    coef:float,           # now
-    kl:float,             # measured
-    n:int,                # games of the step
-    target:float=.01,
-    horizon:float=10_000.,
-    low:float=1e-4,       # limits of the coefficient
-    high:float=.1,
-)->float:                 # for the next step
-    "Ziegler et al.'s controller: by the relative error, clipped to a fifth."
-    error = min(max(kl/target - 1, -.2), .2)
-    return min(max(coef*(1 + error*n/horizon), low), high)
-
-# %% ../nbs/07_trainer.ipynb #c2fcecab
-class Guard:
-    "The memory of a run's guards: the coefficients as they are now, and for how long the policy has been collapsed."
-    def __init__(self, cfg:GuardConfig, loss:LossConfig):
-        self.cfg, self.entropy_coef, self.kl_coef = cfg, loss.entropy_coef, loss.kl_coef
-        self.collapsed, self.lr_scale, self.rolled = 0, 1., 0
-
-    def state(self)->dict: return {k: v for k, v in vars(self).items() if k != "cfg"}
-    def load_state(self, state:dict)->None: vars(self).update(state)
-
-    @property
-    def on(self)->bool: return bool(self.cfg.entropy_floor or self.cfg.agreement_ceiling or self.cfg.kl_controller != "none")
-
-    def low(self, entropy:float, agreement:float)->bool:
-        "Does this step count as collapsed?"
-        return entropy < self.cfg.entropy_floor or 0 < self.cfg.agreement_ceiling < agreement
-
-    def due(self, entropy:float, agreement:float)->bool:
-        "Count the step; has the policy been collapsed for another `floor_patience` steps?"
-        self.collapsed = self.collapsed + 1 if self.low(entropy, agreement) else 0
-        return self.collapsed > 0 and self.collapsed % self.cfg.floor_patience == 0
-
-    def boost(self)->str:
-        "Raise the entropy coefficient; what was done."
-        old, self.entropy_coef = self.entropy_coef, min(self.entropy_coef*self.cfg.boost_factor, self.cfg.boost_max)
-        return f"boost: entropy_coef {old:.4g} -> {self.entropy_coef:.4g}" if self.entropy_coef > old else f"boost: entropy_coef stays at its maximum of {old:.4g}"
-
-    def steer(self, kl:float, games:int)->None:
-        "Move the KL coefficient by what was measured."
-        c = self.cfg
-        if c.kl_controller == "multiplicative": self.kl_coef = multiplicative_kl(self.kl_coef, kl, c.target_kl, c.adapt_rate, c.kl_coef_min, c.kl_coef_max)
-        if c.kl_controller == "proportional": self.kl_coef = proportional_kl(self.kl_coef, kl, games, c.target_kl, c.kl_horizon, c.kl_coef_min, c.kl_coef_max)
-
-def check_guard(
-    guard:GuardConfig,
-    loss:LossConfig,
-    one_update:bool,     # one update a step, by the policy that played: the KL is 0 whenever it is measured
-    entropy_end:float=-1.,   # trainer.entropy_end
-)->None:
-    "ValueError if a guard could never do anything."
-    floor = guard.entropy_floor > 0 or guard.agreement_ceiling > 0
-    if floor and guard.floor_action == "boost" and not 0 < loss.entropy_coef < guard.boost_max:
-        raise ValueError(f"guard.floor_action = boost multiplies loss.entropy_coef = {loss.entropy_coef} up to guard.boost_max = {guard.boost_max}: it must lie between 0 and that")
-    if floor and guard.floor_action == "boost" and entropy_end >= 0:
-        raise ValueError(f"guard.floor_action = boost raises an entropy coefficient that trainer.entropy_end = {entropy_end} takes back by the end of the run: use rollback, or trainer.entropy_end = -1")
-    if guard.kl_controller != "none":
-        if not guard.kl_coef_min <= loss.kl_coef <= guard.kl_coef_max or loss.kl_coef == 0:
-            raise ValueError(f"guard.kl_controller starts from loss.kl_coef = {loss.kl_coef}: it must lie between guard.kl_coef_min = {guard.kl_coef_min} and guard.kl_coef_max = {guard.kl_coef_max}")
-        if one_update and guard.controller_kl == "k1" and loss.kl_to == "old":
-            raise ValueError("guard.controller_kl = k1 reads 0 at every step: with one update a step the policy still is the old one when it is measured; use exact, or trainer.minibatches or trainer.epochs above 1")
-    if guard.stop_kl and one_update: raise ValueError(f"guard.stop_kl = {guard.stop_kl} does nothing: a step has only one update; use trainer.minibatches or trainer.epochs above 1")
-
-def check_group(
-    group:int,          # games from each start
-    loss:LossConfig,
-    guard:GuardConfig,
-)->None:
-    "ValueError if groups of one game are to be compared with themselves."
-    if group == 1 and loss.moves != "all": raise ValueError("sampler.group = 1 leaves a move without siblings to be compared with: take 2 or more, or loss.moves = all, whose group is every legal move")
-    if group == 1 and guard.agreement_ceiling: raise ValueError(f"guard.agreement_ceiling = {guard.agreement_ceiling} needs groups that can agree: take sampler.group = 2 or more")
-
-# %% ../nbs/07_trainer.ipynb #2ced10b0
-def cpu_has_bf16()->bool:
-    "Does this CPU multiply in bfloat16 itself? Elsewhere bfloat16 is slower than float32."
-    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-
-def make_fabric(
-    precision:str="auto",
-    accelerator:str="auto",   # auto, cpu or cuda
-)->Fabric:                    # launched
-    "Fabric for this process; under torchrun it joins the others (gloo on CPU, nccl on GPU). ValueError if there is no such hardware."
-    cuda = accelerator != "cpu" and torch.cuda.is_available()
-    if accelerator == "cuda" and not cuda: raise ValueError("accelerator = cuda: torch finds no GPU here; use cpu or auto")
-    if precision == "16-mixed" and not cuda: raise ValueError("trainer.precision = 16-mixed needs a GPU; use 32-true or bf16-mixed")
-    if precision == "auto":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else cpu_has_bf16()
-        precision = "bf16-mixed" if has_bf16 else "16-mixed" if cuda else "32-true"
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)          # it announces a precision, which the first line of a run says too
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=local, precision=precision, num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
-                    strategy="ddp" if "LOCAL_WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 else "auto")
-    fabric.launch()
-    return fabric
-
-class InPrecision(nn.Module):
-    "A module whose forward pass runs in Fabric's precision: the sampler's pass and the loss's pass go through the same one."
-    def __init__(self, module:nn.Module, fabric:Fabric): super().__init__(); self.module, self._fabric = module, fabric
-    def forward(self, tokens, legal):
-        with self._fabric.autocast(): return self.module(tokens, legal)
-
-# %% ../nbs/07_trainer.ipynb #c8596c0c
-def gather_boards(
-    fabric:Fabric,
-    x:Tensor,        # [B/W, ...] this process's boards
-)->Tensor:           # [B, ...] all boards, in order
-    "Concatenate the boards of all processes."
-    return x if fabric.world_size == 1 else fabric.all_gather(x).flatten(0, 1)
-
-def mean_of_all(fabric:Fabric, x:Tensor)->float:
-    "Mean of the values of all processes together."
-    total = fabric.all_reduce(torch.tensor([x.double().sum(), x.numel()], dtype=torch.float64), reduce_op="sum")
-    return (total[0]/total[1].clamp_min(1)).item()
-
-def sum_gradients(fabric:Fabric, params:list[Tensor])->None:
-    "Add up the gradients of all processes, in place."
-    if fabric.world_size == 1: return
-    for p in params:
-        if p.grad is None: p.grad = torch.zeros_like(p)
-    flat = fabric.all_reduce(torch.cat([p.grad.flatten() for p in params]), reduce_op="sum")
-    for p, g in zip(params, flat.split([p.numel() for p in params])): p.grad.copy_(g.view_as(p))
-
-# %% ../nbs/07_trainer.ipynb #cf194a01
-@dataclass
-class Batch:
-    "A judged rollout of this process's boards: an entry for every ply, or, where the group is every legal move, for every move of every ply."
-    rollout: Rollout
-    mask: Tensor                    # [B/W, G, T] or [B/W, G, T, L] what trains
-    share: Tensor                   # the same shape: how much an entry counts in its ply; all moves of a ply add up to 1
-    adv: Tensor                     # the same shape, on the device
-    logp_old: Tensor                # the same shape, on the device
-    stats: dict[str, float]         # of the whole batch
-
-def reward_stats(reward:Tensor, train:Tensor)->dict[str, float]:   # both [B, G, T]
-    "What the rewards of the moves that were played look like."
-    games, r = (reward*(-1.)**torch.arange(reward.shape[-1])).sum(-1), reward[train]
-    return {"train/avg_reward": r.mean().item(), "train/reward_std": games.std().item() if games.numel() > 1 else 0., "train/reward_best": games.max().item(),
-            "train/reward_p90": games.flatten().quantile(.9).item(), "reward_spread": within_spread(games).mean().item()}
-
-def judge_rollout(
-    fabric:Fabric,
-    ro:Rollout,
-    judge:Judge,
-    cfg:LossConfig,
-    first:int,                      # global number of this process's first board
-)->Batch:
-    "Rewards, advantages over the whole batch, and what they look like."
-    reward = gather_boards(fabric, step_rewards(ro, judge)).cpu()
-    train, weight = gather_boards(fabric, ro.train).cpu(), gather_boards(fabric, ro.weight).cpu()
-    credit = returns(reward, cfg.returns, cfg.discount)
-    adv = group_advantage(credit, train, cfg.baseline, cfg.scale)*weight
-    stats = reward_stats(reward, train) | {"no_spread": no_spread_share(credit, train), "advantage_mean": adv[train].mean().item(), "advantage_std": adv[train].std().item(), "plies": int(train.sum()), "expected_regret": math.nan}
-    mine = slice(first, first + len(ro.node))
-    return Batch(ro, ro.train, torch.ones(ro.train.shape), adv[mine].to(fabric.device), ro.action_logp().to(fabric.device), stats)
-
-# %% ../nbs/07_trainer.ipynb #290cb50d
-MAX_LEGAL = 218          # no position has more legal moves
-
-def judge_moves(
-    fabric:Fabric,
-    ro:Rollout,
-    judge:Judge,
-    cfg:LossConfig,
-    eps:float=1e-4,                 # added to a scale before dividing
-)->Batch:
-    "Advantages of every legal move wherever the policy moved."
-    value, old, node = move_values(ro, judge), MoveDist(ro.logp), ro.node[..., :-1].clamp_min(0)
-    pi, best = old.probs, best_value(value, ro.legal)
-    adv = value - (pi*value).sum(-1, keepdim=True)
-    square = (pi*adv**2).sum(-1)                                              # [M] variance of a move's value
-    mean = lambda x: mean_of_all(fabric, x[node][ro.train])                   # a position counts as often as it was met
-    spread = mean(square)
-    if cfg.scale == "std": adv = adv/(square.sqrt()[:, None] + eps)
-    if cfg.scale == "rms": adv = adv/(spread**.5 + eps)
-    reward = torch.where(ro.train, (value - best)[node, ro.slot], 0.)
-    train, pad = gather_boards(fabric, ro.train).cpu(), (0, MAX_LEGAL - ro.legal.shape[1])
-    low = value.masked_fill(ro.legal < 0, torch.inf).amin(-1)
-    stats = reward_stats(gather_boards(fabric, reward).cpu(), train) | {"no_spread": mean((best[:, 0] - low <= 1e-9).float()), "advantage_mean": 0., "advantage_std": mean((pi*adv**2).sum(-1))**.5,
-             "plies": int(train.sum()), "expected_regret": mean(best[:, 0] - (pi*value).sum(-1))}
-    wide = lambda x: F.pad(x, pad)[node]                                      # [B/W, G, T, L], as wide in every process
-    mask = ro.train[..., None] & wide(old.legal)
-    return Batch(ro, mask, torch.where(mask, wide(pi), 0.), torch.where(mask, wide(adv), 0.).to(fabric.device), torch.where(mask, wide(old.finite), 0.).to(fabric.device), stats)
-
-# %% ../nbs/07_trainer.ipynb #b38a9bdb
-def forward(
-    policy:Policy,          # as it is now
-    reference:Policy|None,  # where the run started, if the loss asks for it
-    batch:Batch,
-    boards:Tensor,          # [n] local board numbers
-    weight:Tensor,          # [n·G, T] loss weights
-)->Plies|None:              # [n·G, T], or [n·G, T, L] for all moves; None where no ply trains
-    "Everything the loss needs of these boards."
-    ro, device, every = batch.rollout, policy.device, batch.mask.dim() == 4
-    mask = ro.train[boards].flatten(0, 1)
-    if not mask.any(): return None
-    node = ro.node[boards, :, :-1].flatten(0, 1)
-    rows, where = node[mask].unique(return_inverse=True)
-    index = torch.zeros_like(node).masked_scatter_(mask, where).to(device)
-    legal = ro.legal[rows]; legal = legal[:, :int((legal >= 0).sum(-1).max())].to(device)
-    tokens, slot = ro.tokens[rows].to(device), ro.slot[boards].flatten(0, 1).to(device)
-    dist, old = policy.dist(tokens, legal), MoveDist(ro.logp[rows, :legal.shape[1]].to(device))
-    slot = slot.masked_fill(~mask.to(device), 0)
-    pick = (lambda d: d.finite[index]) if every else (lambda d: d.logp[index, slot])           # [n·G, T] or [n·G, T, L]
-    whole = (lambda x: x[index][..., None]) if every else (lambda x: x[index])                 # of a position: the same for all its moves
-    mine = lambda x: x[boards].flatten(0, 1)[..., :legal.shape[1]] if every else x[boards].flatten(0, 1)
-    plies = Plies(mine(batch.mask).to(device), (weight[..., None]*mine(batch.share) if every else weight).to(device), mine(batch.adv), mine(batch.logp_old),
-                  pick(dist), whole(dist.entropy()), whole(old.kl(dist)))
-    if reference is not None:
-        with torch.no_grad(): ref = reference.dist(tokens, legal)
-        plies.logp_ref, plies.kl_ref = pick(ref), whole(dist.kl(ref))
-    return plies
-
-# %% ../nbs/07_trainer.ipynb #0646a2d2
+# %% ../nbs/07_trainer.ipynb #dd21e3e1
 class NotFinite(RuntimeError):
     "The loss, the gradient or the weights stopped being numbers."
-
-class CheckpointError(RuntimeError):
-    "A checkpoint that cannot be read."
 
 class Budget:
     "Gradient of each term of the loss by itself, added up over micro-batches and processes."
     def __init__(self, fabric:Fabric, params:list[Tensor]):
-        self.fabric, self.params, self.grads = fabric, params, {}
+        self.fabric, self.params = fabric, params
+        self.grads: dict[str, Tensor] = {}
         scaler = getattr(fabric.strategy.precision, "scaler", None)
         self.scale = scaler.get_scale() if scaler else 1.            # float16 gradients would be lost without it
 
     def add(self, terms:dict[str, Tensor])->None:
         "One micro-batch; leaves its graph and every `.grad` as they are."
-        for k, g in term_gradients({k: v*self.scale for k, v in terms.items()}, self.params).items(): self.grads[k] = self.grads.get(k, 0.) + g/self.scale
+        scaled = {name: term*self.scale for name, term in terms.items()}
+        for name, grad in term_gradients(scaled, self.params).items():
+            self.grads[name] = self.grads.get(name, 0.) + grad/self.scale
 
     def measured(self)->dict[str, float]:
         "Norms and cosines over the minibatches of all processes."
         zero = torch.zeros(sum(p.numel() for p in self.params), device=self.fabric.device)
-        return budget_of({k: self.fabric.all_reduce(self.grads.get(k, zero), reduce_op="sum") for k in ("policy", "kl", "entropy")})
+        grads = {name: self.grads.get(name, zero) for name in ("policy", "kl", "entropy")}
+        return budget_of({name: sum_of_all(self.fabric, grad) for name, grad in grads.items()})
 
-def packs(
-    sizes:list[int],
-    most:int,
-)->list[slice]:        # one after the other, of all
-    "Neighbours whose sizes add up to `most` at most; a size above that has a pack of its own."
-    cuts, total = [0], 0
-    for i, size in enumerate(sizes):
-        if i > cuts[-1] and total + size > most: cuts.append(i); total = 0
-        total += size
-    return [slice(a, b) for a, b in zip(cuts, [*cuts[1:], len(sizes)]) if b > a]
-
-def once(trainer:TrainerConfig, ablate:AblateConfig)->bool:
-    "Is there one update a step, made by the policy that played? Then old and new policy never differ when the loss sees them."
-    return trainer.epochs*trainer.minibatches == 1 and trainer.sync_every == 1 and not ablate.loss_temperature and not ablate.dropout
+# %% ../nbs/07_trainer.ipynb #9b3409b1
+def parameter_groups(
+    model:nn.Module,
+    cfg:TrainerConfig,
+)->list[dict]:            # for an optimizer: the body, then the head
+    "What trains, with its learning rate; ValueError if a head is to have its own and there is none."
+    trains = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    head = [p for name, p in trains if name.startswith("head.")]
+    body = [p for name, p in trains if not name.startswith("head.")]
+    if cfg.head_lr and not head:
+        raise ValueError(f"trainer.head_lr = {cfg.head_lr} needs a `head` that trains: {type(model).__name__} has none")
+    return [dict(params=p, base=lr) for p, lr in ((body, cfg.lr), (head, cfg.head_lr or cfg.lr)) if p]
 
 @torch.no_grad()
 def move_average(
     kept:nn.Module,
     model:nn.Module,       # of the same shape
-    ema:float,
+    ema:float,             # decay of a step
     done:int,              # steps so far, this one included
 )->None:
     "Move averaged weights a little towards the present ones; early on more, so that the start is soon forgotten."
     torch._foreach_lerp_(list(kept.parameters()), list(model.parameters()), 1 - min(ema, (1 + done)/(10 + done)))
 
-class Trainer:
-    "GRPO on one model; `step()` does one step and returns its metrics. What a run ends with is `kept`: the model, or with `trainer.ema` an average of its weights."
+# %% ../nbs/07_trainer.ipynb #1e058550
+class Weights:
+    "The network of a run, the copies that the run needs of it, and the optimizer: all that an update changes."
     def __init__(self,
         fabric:Fabric,
-        model:ChessTransformer,
-        starts:Callable[[int, int, int], list[chess.Board]],  # (step, first board, number of boards) -> start positions
-        judge:Judge,
-        sampler:SamplerConfig|None=None,
-        loss:LossConfig|None=None,
-        trainer:TrainerConfig|None=None,
-        ablate:AblateConfig|None=None,
-        seed:int=0,
-        teacher:Callable[[list[str]], list[str]]|None=None,
+        model:nn.Module,      # (tokens [N, 65], legal [N, L]) -> scores [N, L], padding -inf
+        cfg:TrainerConfig,
+        reference:bool=False, # keep the policy of the start?
+        dropout:bool=False,   # train with dropout on? Only as an ablation
+    ):
+        if cfg.freeze:
+            if not isinstance(model, ChessTransformer):
+                raise ValueError(f"trainer.freeze = {cfg.freeze} needs a ChessTransformer, not {type(model).__name__}")
+            freeze(model, cfg.freeze)
+        self.fabric, self.model = fabric, fabric.to_device(model).train(dropout)      # eval: dropout is off
+        self.reference = self.copy_of_model() if reference else None
+        self.behaviour = self.model if cfg.sync_every == 1 else copy.deepcopy(self.model)
+        self.kept = self.copy_of_model() if cfg.ema else self.model
+        groups = parameter_groups(model, cfg)
+        self.params = [p for group in groups for p in group["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
+        self.optimizer:Any = fabric.setup_optimizers(optimizer)         # Fabric's wrapper
+
+    def copy_of_model(self)->nn.Module:
+        "The network as it is now, which nothing will train."
+        return copy.deepcopy(self.model).requires_grad_(False).eval()
+
+    def weights(self)->dict:
+        "What an update changes, as state dicts."
+        copies = dict(behaviour=self.behaviour, kept=self.kept)
+        return dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
+                    precision=self.fabric.strategy.precision.state_dict(),
+                    **{name: m.state_dict() for name, m in copies.items() if m is not self.model})
+
+    def load_weights(self, state:dict)->None:
+        "Go back to weights, optimizer and loss scale."
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, m in (("behaviour", self.behaviour), ("kept", self.kept)):
+            if m is not self.model: m.load_state_dict(state.get(name, state["model"]))
+        if state["precision"]: self.fabric.strategy.precision.load_state_dict(state["precision"])
+
+# %% ../nbs/07_trainer.ipynb #4aabdb40
+def check_run(
+    processes:int,
+    sampler:SamplerConfig,
+    loss:LossConfig,
+    trainer:TrainerConfig,
+    ablate:AblateConfig,
+    guard:GuardConfig,
+)->None:
+    "ValueError for settings that do not fit each other."
+    boards, minibatches = sampler.boards, trainer.minibatches
+    if boards % processes: raise ValueError(f"sampler.boards = {boards} cannot be shared by {processes} processes")
+    if minibatches > boards:
+        raise ValueError(f"trainer.minibatches = {minibatches} is more than sampler.boards = {boards}")
+    check_guard(guard, loss, single_update(trainer, ablate), trainer.entropy_end)
+    check_group(sampler.group, loss)
+
+# %% ../nbs/07_trainer.ipynb #7cd48a0b
+class Run(Weights):
+    "The settings of a run, where its schedules are, and what a checkpoint holds of it."
+    def __init__(self, fabric:Fabric,
+        model:nn.Module,                  # (tokens [N, 65], legal [N, L]) -> scores [N, L], padding -inf
+        starts:Callable[[int, int, int], list[chess.Board]],      # (step, first board, how many) -> start positions
+        judge:Judge, sampler:SamplerConfig|None=None, loss:LossConfig|None=None, trainer:TrainerConfig|None=None,
+        ablate:AblateConfig|None=None, seed:int=0,
+        teacher:Callable[[list[str]], list[str]]|None=None,       # FENs -> best moves, for teacher forcing
         guard:GuardConfig|None=None,
     ):
-        self.fabric, self.starts, self.judge, self.seed, self.teacher = fabric, starts, judge, seed, teacher
-        self.scfg, self.lcfg, self.tcfg, self.ablate = sampler or SamplerConfig(), loss or LossConfig(), trainer or TrainerConfig(), ablate or AblateConfig()
-        if self.scfg.boards % fabric.world_size: raise ValueError(f"sampler.boards = {self.scfg.boards} cannot be shared by {fabric.world_size} processes")
-        if self.tcfg.minibatches > self.scfg.boards: raise ValueError(f"trainer.minibatches = {self.tcfg.minibatches} is more than sampler.boards = {self.scfg.boards}")
-        self.local = self.scfg.boards//fabric.world_size
-        self.first = self.local*fabric.global_rank
-        self.model = fabric.to_device(freeze(model, self.tcfg.freeze)).train(self.ablate.dropout)   # eval: dropout off
-        self.reference = copy.deepcopy(self.model).requires_grad_(False).eval() if self.lcfg.kl_to == "reference" else None
-        self.player = self.model if self.tcfg.sync_every == 1 else copy.deepcopy(self.model)
-        self.kept = copy.deepcopy(self.model).requires_grad_(False).eval() if self.tcfg.ema else self.model
-        head = [p for p in model.head.parameters() if p.requires_grad]
-        body = [p for n, p in model.named_parameters() if p.requires_grad and not n.startswith("head.")]
-        self.params = body + head
-        groups = [dict(params=p, base=lr) for p, lr in ((body, self.tcfg.lr), (head, self.tcfg.head_lr or self.tcfg.lr)) if p]
-        self.optimizer = fabric.setup_optimizers(torch.optim.AdamW(groups, lr=self.tcfg.lr, weight_decay=self.tcfg.weight_decay))
-        self.gcfg = guard or GuardConfig()
-        check_guard(self.gcfg, self.lcfg, once(self.tcfg, self.ablate), self.tcfg.entropy_end)
-        check_group(self.scfg.group, self.lcfg, self.gcfg)
-        self.guard, self.good, self.aborted = Guard(self.gcfg, self.lcfg), None, ""
-        self.done, self.skipped = 0, 0
-        self.at, self.left = 0., math.inf                             # where the schedules are, in steps; steps that there is time for
+        self.starts, self.judge, self.seed, self.teacher = starts, judge, seed, teacher
+        self.scfg, self.lcfg, self.tcfg = sampler or SamplerConfig(), loss or LossConfig(), trainer or TrainerConfig()
+        self.gcfg, self.ablate = guard or GuardConfig(), ablate or AblateConfig()
+        check_run(fabric.world_size, self.scfg, self.lcfg, self.tcfg, self.ablate, self.gcfg)
+        super().__init__(fabric, model, self.tcfg, self.lcfg.kl_to == "reference", self.ablate.dropout)
+        self.local = self.scfg.boards//fabric.world_size      # this process's boards
+        self.first = self.local*fabric.global_rank            # the number of the first of them
+        self.done, self.skipped = 0, 0                        # steps; updates in a row without a finite gradient
+        self.schedule_place, self.steps_left = 0., math.inf   # in steps; what there is time for
+        self.elapsed = 0.                                     # seconds of training, kept for whoever limits them
+        self.playable, self.aborted = True, ""                # do the weights give probabilities? why a guard ended it
+        self.guard = Guard(self.gcfg, self.lcfg)
+        self.rollback_state:dict|None = None
 
+    def state(self)->dict:
+        "All that a run needs to go on: random numbers are functions of the seed and the step."
+        return self.weights() | dict(done=self.done, schedule_place=self.schedule_place, elapsed=self.elapsed,
+                                     guard=self.guard.state(), good=self.rollback_state)
+
+    def load_state(self, state:dict)->None:
+        "Go on from a state; schedules that a time limit had brought to their end go back to the number of steps."
+        self.load_weights(state)
+        self.done, self.elapsed = state["done"], state.get("elapsed", 0.)
+        place = state.get("schedule_place", float(self.done))
+        self.schedule_place = place if place < self.tcfg.steps else float(self.done)
+        self.rollback_state, self.aborted, self.playable = state.get("good"), "", True
+        self.guard.load_state(state.get("guard", {}))
+
+# %% ../nbs/07_trainer.ipynb #2e715411
+class Actor(Run):
+    "The half that makes games, and the policies of a step."
     @property
     def loss(self)->LossConfig:
         "The objective of this step: its coefficients are the guards' and the schedule's."
-        return replace(self.lcfg, entropy_coef=entropy_at(self.tcfg, self.guard.entropy_coef, self.at), kl_coef=self.guard.kl_coef)
+        entropy_coef = entropy_at(self.tcfg, self.guard.entropy_coef, self.schedule_place)
+        return replace(self.lcfg, entropy_coef=entropy_coef, kl_coef=self.guard.kl_coef)
 
     def policy(self, model:nn.Module, loss:bool=False)->Policy:
-        "The policy of this step; the only place where the two temperatures can be made to differ, and only by `ablate`."
-        temperature = temperature_at(self.scfg, min(1., self.at/max(1, self.tcfg.steps-1)))
+        "A network at this step's temperature; the only place where loss and sampler can differ, and only by `ablate`."
+        temperature = temperature_at(self.scfg, min(1., self.schedule_place/max(1, self.tcfg.steps-1)))
         if loss and self.ablate.loss_temperature: temperature = self.ablate.loss_temperature
         return Policy(InPrecision(model, self.fabric), temperature)
 
     def play(self)->Batch:
         "Play this process's share of the games and judge them."
-        starts = self.starts(self.done, self.first, self.local)
-        player = self.policy(self.player)
-        every = self.lcfg.moves == "all"                              # then the judge is asked for moves, once the positions are there
-        ro = rollout(player, starts, self.scfg, self.seed, self.done, self.first, None if every else self.judge.submit, self.teacher)
-        return judge_moves(self.fabric, ro, self.judge, self.lcfg) if every else judge_rollout(self.fabric, ro, self.judge, self.lcfg, self.first)
+        starts, all_moves = self.starts(self.done, self.first, self.local), self.lcfg.moves == "all"
+        on_new = None if all_moves else self.judge.submit             # the engines work while the games go on
+        behaviour = self.policy(self.behaviour)
+        ro = rollout(behaviour, starts, self.scfg, self.seed, self.done, self.first, on_new, self.teacher)
+        if all_moves: return judge_moves(self.fabric, ro, self.judge, self.lcfg)
+        return judge_rollout(self.fabric, ro, self.judge, self.lcfg, self.first)
 
-    def minibatch(self, batch:Batch, boards:list[int], budget:Budget|None=None)->tuple[dict[str, float], Tensor]:
-        "Gradients of the loss on these (global) boards, in micro-batches; returns its terms and the new log-probabilities."
-        mine = torch.tensor([b - self.first for b in boards if self.first <= b < self.first + self.local], dtype=torch.long)
-        ro, new = batch.rollout, batch.logp_old.clone()
-        weight, count = ply_weights(ro.train[mine].flatten(0, 1), self.lcfg.aggregate)
-        total = self.fabric.all_reduce(torch.tensor(count, dtype=torch.float64), reduce_op="sum").item()
-        weight = weight.view(len(mine), *ro.train.shape[1:])/max(total, 1)
-        policy, sums = self.policy(self.model, loss=True), dict.fromkeys(("policy", "kl", "entropy", "total", "kl_exact"), 0.)
-        reference = Policy(InPrecision(self.reference, self.fabric), policy.temperature) if self.reference is not None else None
-        positions = [int(ro.node[b, :, :-1][ro.train[b]].unique().numel()) for b in mine.tolist()]
-        for at in packs(positions, self.tcfg.micro_batch):
-            part = mine[at]
-            plies = forward(policy, reference, batch, part, weight[at].flatten(0, 1))
+    def of_all(self, x:Tensor)->Tensor:
+        "The boards of all processes, on the CPU."
+        return gather_boards(self.fabric, x.to(self.fabric.device)).cpu()
+
+    def too_far(self, measured:dict[str, float])->bool:
+        "Has the policy moved beyond `guard.stop_kl` from the behaviour policy? The first process decides for all."
+        kl = measured["kl_exact" if self.gcfg.controller_kl == "exact" else "approx_kl"]
+        return self.gcfg.stop_kl > 0 and self.fabric.broadcast(kl > self.gcfg.stop_kl)
+
+# %% ../nbs/07_trainer.ipynb #6b9b230e
+TERMS = ("policy", "kl", "entropy", "total", "kl_exact")
+
+class Gradients(Actor):
+    "The gradient of the loss on some boards, and whether it may be used."
+    def minibatch(self,
+        batch:Batch,
+        boards:list[int],            # of all processes
+        budget:Budget|None=None,     # to measure the terms with
+    )->tuple[dict[str, float], Tensor]:      # terms of the loss; log-probabilities now, shaped as `batch.logp_old`
+        "Add the gradients of the loss on these boards to `.grad`, in micro-batches."
+        own = torch.tensor([b for b in boards if 0 <= b - self.first < self.local], dtype=torch.long) - self.first
+        ro, logp_new = batch.rollout, batch.logp_old.clone()
+        weight, count = ply_weights(ro.train[own].flatten(0, 1), self.lcfg.aggregate)
+        total = sum_of_all(self.fabric, torch.tensor(count, dtype=torch.float64)).item()
+        weight = weight.view(len(own), *ro.train.shape[1:])/max(total, 1)
+        policy, reference = self.policy(self.model, loss=True), None
+        if self.reference is not None: reference = Policy(InPrecision(self.reference, self.fabric), policy.temperature)
+        forward, sums = forward_all if batch.all_moves else forward_sampled, torch.zeros(5, dtype=torch.float64)
+        positions = [int(ro.node[b, :, :-1][ro.train[b]].unique().numel()) for b in own.tolist()]
+        for rows in micro_batches(positions, self.tcfg.micro_batch):
+            part = own[rows]
+            plies = forward(policy, reference, batch, part, weight[rows].flatten(0, 1))
             if plies is None: continue
             terms = loss_terms(plies, self.loss)
             if budget: budget.add(weighted_terms(terms, self.loss))
             self.fabric.backward(terms["total"])
             terms["kl_exact"] = torch.where(plies.mask, plies.kl_old.detach()*plies.weight, 0.).sum()
-            for k in sums: sums[k] += terms[k].item()
-            got = torch.where(plies.mask, plies.logp_new.detach(), 0.).unflatten(0, (len(part), -1))
-            new[part] = F.pad(got, (0, new.shape[-1] - got.shape[-1]))
-        return {k: self.fabric.all_reduce(torch.tensor(v, dtype=torch.float64), reduce_op="sum").item() for k, v in sums.items()}, new
-
-    def update(self, batch:Batch)->dict[str, float]:
-        "PPO epochs over one batch of games."
-        rows, loss, stopped = [], self.loss, False
-        for group in self.optimizer.param_groups: group["lr"] = group["base"]*lr_factor(self.tcfg, self.at)*self.guard.lr_scale
-        full = lambda x: gather_boards(self.fabric, x.to(self.fabric.device)).cpu()
-        old, adv, mask, share = (full(x) for x in (batch.logp_old, batch.adv, batch.mask, batch.share))
-        for epoch in range(self.tcfg.epochs):
-            order = np.random.default_rng([self.seed, self.done, epoch, 3]).permutation(self.scfg.boards)    # 0–2 are the sampler's
-            for i, boards in enumerate(np.array_split(order, self.tcfg.minibatches)):
-                self.optimizer.zero_grad()
-                last = (epoch, i) == (self.tcfg.epochs-1, self.tcfg.minibatches-1)
-                budget = Budget(self.fabric, self.params) if last and self.tcfg.budget_every and self.done % self.tcfg.budget_every == 0 else None
-                terms, new = self.minibatch(batch, boards.tolist(), budget)
-                sum_gradients(self.fabric, self.params)
-                norm = float(self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.tcfg.grad_clip or math.inf, error_if_nonfinite=False))
-                self.check_finite(terms["total"], norm)
-                here = torch.as_tensor(boards)
-                stats = ratio_stats(full(new)[here], old[here], adv[here], mask[here], self.lcfg, share[here])
-                rows.append({"loss": terms["total"], "ppo_loss": terms["policy"], "kl_term": loss.kl_coef*terms["kl"], "entropy_term": -loss.entropy_coef*terms["entropy"],
-                             "kl_exact": terms["kl_exact"], "grad_norm": norm, **stats})
-                if stopped := self.too_far(rows[-1]): break
-                self.optimizer.step()
-                if not all(p.isfinite().all() for p in self.params): raise NotFinite(f"step {self.done}: the update made the weights infinite or NaN")
-            if stopped: break
-        mean = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
-        return mean | (budget.measured() if budget else dict.fromkeys(budget_of({}), math.nan)) | dict(ratio_error=rows[0]["max_log_ratio"], updates=len(rows) - stopped)
-
-    def too_far(self, measured:dict[str, float])->bool:
-        "Has the policy moved beyond `guard.stop_kl` from the one that played? The first process decides for all."
-        kl = measured["kl_exact" if self.gcfg.controller_kl == "exact" else "approx_kl"]
-        return self.gcfg.stop_kl > 0 and self.fabric.broadcast(kl > self.gcfg.stop_kl)
+            sums += torch.tensor([terms[name].item() for name in TERMS], dtype=torch.float64)
+            seen = torch.where(plies.mask, plies.logp_new.detach(), 0.).unflatten(0, (len(part), -1))
+            logp_new[part] = F.pad(seen, (0, logp_new.shape[-1] - seen.shape[-1]))
+        return dict(zip(TERMS, sum_of_all(self.fabric, sums).tolist())), logp_new
 
     def check_finite(self, loss:float, norm:float, patience:int=20)->None:
-        "NotFinite unless loss and gradient are numbers; a float16 scaler may skip a few updates until it has found its scale."
+        "NotFinite unless loss and gradient are numbers; a float16 scaler may skip some updates to find its scale."
         self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
         scaled = self.fabric.strategy.precision.precision == "16-mixed"
-        if not math.isfinite(loss) or self.skipped > (patience if scaled else 0): raise NotFinite(f"step {self.done}: loss {loss}, gradient norm {norm}")
+        if not math.isfinite(loss) or self.skipped > (patience if scaled else 0):
+            raise NotFinite(f"step {self.done}: loss {loss}, gradient norm {norm}")
 
-    def step(self)->dict[str, float]:
+# %% ../nbs/07_trainer.ipynb #b55be058
+def board_parts(
+    boards:int,       # in a step
+    epochs:int,
+    minibatches:int,
+    seed:int,
+    step:int,
+)->list[list[int]]:   # the boards of each update
+    "Every epoch goes over all boards, in a new order."
+    orders = [np.random.default_rng([seed, step, epoch, 3]).permutation(boards) for epoch in range(epochs)]
+    return [part.tolist() for order in orders for part in np.array_split(order, minibatches)]
+
+def clip(
+    fabric:Fabric,
+    model:nn.Module,
+    optimizer:Any,
+    limit:float,      # largest norm; 0: none
+)->float:             # norm before
+    "Shorten the gradient. A norm that is infinite or NaN is returned, and left to the caller."
+    found = fabric.clip_gradients(model, optimizer, max_norm=limit or math.inf, error_if_nonfinite=False)
+    return math.nan if found is None else float(found)
+
+def drop_update(
+    fabric:Fabric,
+)->None:
+    "Leave gradients unused. A float16 scaler has unscaled them for the clipping, and has to be told that this is over."
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    if scaler is not None: scaler.update()
+
+# %% ../nbs/07_trainer.ipynb #356f41bc
+class Learner(Gradients):
+    "The updates of PPO."
+    def update(self, batch:Batch)->dict[str, float]:
+        "Epochs × minibatches updates on one batch of games; means over them."
+        loss, cfg, fabric, rows = self.loss, self.tcfg, self.fabric, []
+        factor = lr_factor(cfg, self.schedule_place)*self.guard.lr_scale
+        for group in self.optimizer.param_groups: group["lr"] = group["base"]*factor
+        old, adv, mask, share = (self.of_all(x) for x in (batch.logp_old, batch.adv, batch.mask, batch.share))
+        parts = board_parts(self.scfg.boards, cfg.epochs, cfg.minibatches, self.seed, self.done)
+        for number, boards in enumerate(parts, 1):
+            self.optimizer.zero_grad()
+            measures = number == len(parts) and cfg.budget_every and self.done % cfg.budget_every == 0
+            budget = Budget(fabric, self.params) if measures else None
+            terms, logp_new = self.minibatch(batch, boards, budget)                   # adds to .grad
+            sum_gradients(fabric, self.params)                                        # of all processes
+            norm = clip(fabric, self.model, self.optimizer, cfg.grad_clip)
+            self.check_finite(terms["total"], norm)
+            rows.append(dict(
+                loss=terms["total"], ppo_loss=terms["policy"], kl_term=loss.kl_coef*terms["kl"],
+                entropy_term=-loss.entropy_coef*terms["entropy"], kl_exact=terms["kl_exact"], grad_norm=norm))
+            rows[-1] |= ratio_stats(self.of_all(logp_new)[boards], old[boards], adv[boards], mask[boards], self.lcfg,
+                                    share[boards])
+            if stopped := self.too_far(rows[-1]):
+                drop_update(fabric)
+                break
+            self.optimizer.step()
+            if not all(p.isfinite().all() for p in self.params):
+                raise NotFinite(f"step {self.done}: the update made the weights infinite or NaN")
+        mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        measured = budget.measured() if budget else dict.fromkeys(budget_of({}), math.nan)
+        return mean | measured | dict(ratio_error=rows[0]["max_log_ratio"], updates=len(rows) - stopped)
+
+# %% ../nbs/07_trainer.ipynb #ba2e1dd1
+@torch.no_grad()
+def moved_kl(
+    fabric:Fabric,
+    policy:Policy,    # after the step
+    ro:Rollout,
+    most:int=256,     # positions, about; spread evenly over the games
+)->float:             # nats
+    "Exact KL(behaviour policy || policy after the step), a mean over positions."
+    rows = ro.node[..., :-1][ro.train].unique()
+    rows = rows[::max(1, len(rows)*fabric.world_size//most)]
+    now = policy.dist(ro.tokens[rows].to(fabric.device), ro.legal[rows].to(fabric.device))
+    return mean_of_all(fabric, MoveDist(ro.logp[rows].to(fabric.device)).kl(now).cpu())
+
+def measure(
+    fabric:Fabric,
+    policy:Policy,    # after the step
+    ro:Rollout,
+)->dict[str, float]:
+    "Entropy of the behaviour policy, agreement and diversity of its groups, and how far the step has moved from it."
+    entropy = mean_of_all(fabric, MoveDist(ro.logp).entropy()[ro.node[..., :-1][ro.train]])
+    group = agreement_stats(ro) | dict(agreement_mean=mean_of_all(fabric, action_agreement(ro))) | policy_diversity(ro)
+    if ro.slot.shape[1] == 1: group = dict.fromkeys([*group, "reward_spread"], math.nan)      # nobody to agree with
+    return dict(entropy=entropy, effective_moves=math.exp(entropy)) | group | dict(kl_step=moved_kl(fabric, policy, ro))
+
+# %% ../nbs/07_trainer.ipynb #0646a2d2
+class Trainer(Learner):
+    "GRPO on one model. `step` does one step and returns its metrics; what a run ends with is `kept`."
+    def step(self)->dict[str, Any]:
         "One GRPO step; NotFinite leaves the weights as they were before it."
         start, before = time.perf_counter(), copy.deepcopy(self.weights() | dict(done=self.done))
-        if self.ablate.dropout: torch.manual_seed(hash((self.seed, self.done, self.fabric.global_rank)))     # dropout draws from torch's own generator
-        if self.player is not self.model and self.done % self.tcfg.sync_every == 0: self.player.load_state_dict(self.model.state_dict())
-        try: batch = self.play()
-        except FloatingPointError as e: raise NotFinite(f"step {self.done}: {e}") from None
+        if self.ablate.dropout: torch.manual_seed(hash((self.seed, self.done, self.fabric.global_rank)))
+        if self.behaviour is not self.model and self.done % self.tcfg.sync_every == 0:
+            self.behaviour.load_state_dict(self.model.state_dict())
+        try: batch = self.play()                                      # play, judge, compare
+        except FloatingPointError as e:
+            self.playable = False                                     # such weights become no checkpoint
+            raise NotFinite(f"step {self.done}: {e}") from None
         played = time.perf_counter()
-        try: moved = self.update(batch)
-        except NotFinite: self.load_weights(before); raise
+        try: moved = self.update(batch)                               # update
+        except NotFinite:
+            self.load_weights(before)
+            raise
         if self.kept is not self.model: move_average(self.kept, self.model, self.tcfg.ema, self.done + 1)
         updated = time.perf_counter()
-        ro, old = batch.rollout, MoveDist(batch.rollout.logp)
-        entropy = mean_of_all(self.fabric, old.entropy()[ro.node[..., :-1][ro.train]])
-        agreement = agreement_stats(ro) | dict(agreement_mean=mean_of_all(self.fabric, action_agreement(ro))) | policy_diversity(ro)
-        if self.scfg.group == 1: agreement = dict.fromkeys([*agreement, "reward_spread"], math.nan)  # nobody to agree with, or to differ from
-        row = {"step": self.done, **batch.stats, **moved, "entropy": entropy, "effective_moves": math.exp(entropy), **agreement, "kl_step": self.moved_kl(batch),
-               "temperature": ro.temperature, "lr": self.optimizer.param_groups[0]["lr"], "positions": len(ro.fens), "judged": self.judge.asked,
-               "seconds": time.perf_counter()-start, "seconds_play": played-start, "seconds_update": updated-played}
+        seen = measure(self.fabric, self.policy(self.model), batch.rollout)                       # measure
+        row:dict[str, Any] = {"step": self.done, **batch.stats, **moved, **seen,
+               "temperature": batch.rollout.temperature, "lr": self.optimizer.param_groups[0]["lr"],
+               "positions": len(batch.rollout.fens), "judged": self.judge.asked}
+        row |= dict(seconds=time.perf_counter()-start, seconds_play=played-start, seconds_update=updated-played)
         row |= self.watch(row, before)
-        self.at += stride(self.tcfg, self.at, self.done, self.left)
+        self.schedule_place += stride(self.tcfg, self.schedule_place, self.done, self.steps_left)
         self.done += 1
         return row
 
-    def watch(self, row:dict, before:dict)->dict[str, float|str]:
-        "Show the step to the guards and do what is due; the columns that say so."
-        g, cfg = self.guard, self.gcfg
+    def watch(self, row:dict, before:dict)->dict[str, Any]:
+        "Show the step to the guards and do what they ask for; the columns that say so."
+        guard, cfg, planned = self.guard, self.gcfg, self.tcfg.epochs*self.tcfg.minibatches
         kl = row["approx_kl"] if cfg.controller_kl == "k1" else row["kl_step"]
-        if self.lcfg.kl_to == "reference" and g.kl_coef: kl = row["kl_term"]/g.kl_coef            # what the penalty itself measures
-        entropy, agreement, kl = self.fabric.broadcast((row["entropy"], row["agreement_mean"], kl))  # the first process decides for all
-        out = dict(entropy_coef=self.loss.entropy_coef, kl_coef=g.kl_coef, kl_ratio=kl/cfg.target_kl if cfg.kl_controller != "none" else math.nan)
-        did = [f"stop: {row['updates']} of {self.tcfg.epochs*self.tcfg.minibatches} updates"] if row["updates"] < self.tcfg.epochs*self.tcfg.minibatches else []
-        if cfg.floor_action == "rollback" and self.done % cfg.rollback_every == 0 and g.on and not g.low(entropy, agreement): self.good = before
-        due = g.due(entropy, agreement)
-        out["collapsed"] = g.collapsed
-        if due: did.append(self.act(entropy, agreement))
-        g.steer(kl, self.scfg.boards*self.scfg.group)
-        return out | dict(guard="; ".join(did))
+        if self.lcfg.kl_to == "reference" and guard.kl_coef: kl = row["kl_term"]/guard.kl_coef
+        entropy, kl = self.fabric.broadcast((row["entropy"], kl))   # the first process decides
+        columns:dict[str, Any] = dict(entropy_coef=self.loss.entropy_coef, kl_coef=guard.kl_coef,
+                       kl_ratio=kl/cfg.target_kl if cfg.kl_controller != "none" else math.nan)
+        actions = [f"stop: {row['updates']} of {planned} updates"] if row["updates"] < planned else []
+        if guard.wants_state(self.done, entropy): self.rollback_state = before
+        acts = guard.should_act(entropy)
+        columns["collapsed"] = guard.collapsed
+        if acts: actions.append(self.act(entropy))
+        guard.steer(kl, self.scfg.boards*self.scfg.group)
+        return columns | dict(guard="; ".join(actions))
 
-    def act(self, entropy:float, agreement:float)->str:
-        "Do what the floor asks for; what was done."
-        g, cfg = self.guard, self.gcfg
-        saw = f"entropy {entropy:.3g}, agreement {agreement:.2g}, collapsed for {g.collapsed} steps (guard.entropy_floor = {cfg.entropy_floor:g}, guard.agreement_ceiling = {cfg.agreement_ceiling:g})"
-        if cfg.floor_action == "boost": return g.boost()
-        if cfg.floor_action == "rollback" and self.good is not None and g.rolled < cfg.rollbacks:
-            self.load_weights(copy.deepcopy(self.good))
-            g.rolled, g.lr_scale, g.collapsed = g.rolled + 1, g.lr_scale*cfg.rollback_lr, 0
-            return f"rollback {g.rolled} of {cfg.rollbacks}: weights of step {self.good['done']}, learning rate x {g.lr_scale:.3g}"
-        why = "" if cfg.floor_action == "abort" else ", and no state from before to go back to" if self.good is None else f", and all {cfg.rollbacks} rollbacks were used"
-        self.aborted = f"{saw}{why}"
-        return f"abort: {self.aborted}"
-
-    @torch.no_grad()
-    def moved_kl(self, batch:Batch, most:int=256)->float:
-        "Exact KL(player || policy after the step), mean over about `most` positions, spread evenly over the games."
-        ro = batch.rollout
-        rows = ro.node[..., :-1][ro.train].unique()
-        rows = rows[::max(1, len(rows)*self.fabric.world_size//most)]
-        dist = self.policy(self.model).dist(ro.tokens[rows].to(self.fabric.device), ro.legal[rows].to(self.fabric.device))
-        return mean_of_all(self.fabric, MoveDist(ro.logp[rows].to(self.fabric.device)).kl(dist).cpu())
-
-    def weights(self)->dict:
-        "What an update changes."
-        other = {name: m.state_dict() for name, m in (("player", self.player), ("kept", self.kept)) if m is not self.model}
-        return dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), precision=self.fabric.strategy.precision.state_dict(), **other)
-
-    def load_weights(self, state:dict)->None:
-        "Go back to weights and optimizer; time goes on."
-        self.model.load_state_dict(state["model"]); self.optimizer.load_state_dict(state["optimizer"])
-        for name, m in (("player", self.player), ("kept", self.kept)):
-            if m is not self.model: m.load_state_dict(state.get(name, state["model"]))
-        if state["precision"]: self.fabric.strategy.precision.load_state_dict(state["precision"])
-
-    def state(self)->dict:
-        "All that a run needs to go on, apart from its configuration: random numbers are functions of the seed and the step."
-        return self.weights() | dict(done=self.done, guard=self.guard.state(), good=self.good)
-
-    def load_state(self, state:dict)->None:
-        "Go back to a state."
-        self.load_weights(state)
-        self.done, self.at, self.good, self.aborted = state["done"], float(state["done"]), state.get("good"), ""
-        self.guard.load_state(state.get("guard", {}))
-
-# %% ../nbs/07_trainer.ipynb #7f60d3e0
-def save_checkpoint(
-    trainer:Trainer,
-    folder:str|Path,     # of all checkpoints
-)->Path:
-    "Write the state of a run, whole or not at all; keeps the newest `trainer.keep`."
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    final, tmp = folder/f"{trainer.done:06d}", folder/f"{trainer.done:06d}.tmp"
-    if final.exists(): return final
-    shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir()
-    state = trainer.state(); state.pop("model")
-    save_model(trainer.model, tmp/"model.safetensors"); torch.save(state, tmp/"state.pt")
-    if trainer.kept is not trainer.model: save_model(trainer.kept, tmp/"average.safetensors")    # for whoever wants to play it; a resumed run has it from its state
-    for f in [*tmp.iterdir(), tmp]: flush(f)
-    tmp.rename(final); flush(folder)
-    for old in checkpoints(folder)[:-trainer.tcfg.keep]: shutil.rmtree(old)
-    return final
-
-def flush(path:Path)->None:
-    "Wait until a file or a folder is on the disk."
-    fd = os.open(path, os.O_RDONLY); os.fsync(fd); os.close(fd)
-
-def checkpoints(folder:str|Path)->list[Path]:
-    "The whole checkpoints of a folder, oldest first."
-    return sorted(p for p in Path(folder).glob("[0-9]*") if p.suffix != ".tmp")
-
-def load_checkpoint(
-    trainer:Trainer,
-    path:str|Path,       # one checkpoint
-)->None:
-    "Continue from a checkpoint; WeightsError if its model has another shape, CheckpointError if it is damaged."
-    model = load_model(Path(path)/"model.safetensors", trainer.model.cfg)
-    try: trainer.load_state(torch.load(Path(path)/"state.pt", weights_only=True, map_location=trainer.fabric.device) | dict(model=model.state_dict()))
-    except Exception as e: raise CheckpointError(f"{path} cannot be read: {type(e).__name__}: {' '.join(str(e).split())[:200]}") from None   # a damaged pickle raises anything
-
-# %% ../nbs/07_trainer.ipynb #0dfc5cf2
-METRICS = {   # column: (meaning, the record's name)
-    "step": ("GRPO step, from 0", ""),
-    "train/avg_reward": ("mean step reward of the plies that train, mover's view", "train/avg_reward"),
-    "train/reward_std": ("standard deviation of the games' total reward, starter's view", "train/reward_std"),
-    "train/reward_best": ("largest total reward of a game", "train/reward_best"),
-    "train/reward_p90": ("90th percentile of the games' total reward", "train/reward_p90"),
-    "reward_spread": ("standard deviation of the total reward within a board's group, mean over boards", "reward_std_within"),
-    "no_spread": ("share of groups (board, ply) whose rewards are all equal; with loss.moves = all, of positions whose moves are", ""),
-    "expected_regret": ("win probability that a move of the policy gives away against the best one, exact over all moves; only with loss.moves = all", ""),
-    "advantage_mean": ("mean advantage", "train/advantage_mean"),
-    "advantage_std": ("standard deviation of the advantages", "train/advantage_std"),
-    "loss": ("total loss, mean over updates", "train_total_loss"),
-    "ppo_loss": ("surrogate term", "ppo_loss"),
-    "kl_term": ("kl_coef × KL", ""),
-    "entropy_term": ("-entropy_coef × entropy", ""),
-    "grad_norm": ("gradient norm before clipping", ""),
-    "grad_policy": ("gradient norm of the surrogate alone, in the last update of a step, every trainer.budget_every steps", ""),
-    "grad_kl": ("the same of kl_coef × KL", ""),
-    "grad_entropy": ("the same of entropy_coef × entropy", ""),
-    "cos_kl_policy": ("cosine between the gradients of the KL term and the surrogate; below 0 they work against each other", ""),
-    "cos_entropy_policy": ("the same of the entropy term and the surrogate", ""),
-    "cos_kl_entropy": ("the same of the KL term and the entropy term; -1 where they cancel", ""),
-    "ratio_error": ("max |log ratio| on the first minibatch; 0 up to rounding unless the player is stale or a bug is switched on", ""),
-    "max_log_ratio": ("max |log ratio|, mean over updates", ""),
-    "mean_ratio": ("mean of π_new/π_old; near 1 whatever is wrong", "mean_ratio"),
-    "ess": ("effective sample size as a share of the batch", ""),
-    "clip_region": ("share of plies with a ratio outside of [1-ε, 1+ε]", "mean_clip_fraction"),
-    "clip_binding": ("share of plies whose gradient the clip removes", ""),
-    "clip_binding_low": ("of these, advantage < 0 and ratio too small", ""),
-    "clip_binding_high": ("of these, advantage > 0 and ratio too large, or advantage < 0 and ratio above `delta`", ""),
-    "approx_kl": ("mean(log π_old - log π_new), k1", "mean_kl_divergence"),
-    "kl_exact": ("exact KL(old || new) during the updates, weighted as in the loss", ""),
-    "kl_step": ("exact KL(player || policy after the step) over a sample of the positions", ""),
-    "entropy": ("exact entropy of the policy that played, nats", "entropy (sampled there)"),
-    "effective_moves": ("e^entropy", ""),
-    "agreement_mean": ("share of a group that plays its most frequent move, mean over boards and plies", "agreement"),
-    "agreement_p90": ("90th percentile of the same, of the first process's boards", ""),
-    "pairwise_kl": ("mean pairwise KL of the siblings' move distributions, first 8 boards, floored by 0.1 % of uniform", ""),
-    "kl_to_mean": ("mean KL of the siblings' distributions to their group's mean, first 8 boards; at most ln G", ""),
-    "temperature": ("sampling temperature", "rollout_temperature"),
-    "lr": ("learning rate of the first parameter group: the body, unless all of it is frozen", ""),
-    "entropy_coef": ("entropy coefficient of this step", "entropy_floor/current_entropy_coef"),
-    "kl_coef": ("KL coefficient of this step", "adaptive_kl/current_kl_coef"),
-    "kl_ratio": ("the KL that the controller read, over its target; empty without a controller", "adaptive_kl/kl_ratio"),
-    "collapsed": ("steps in a row below guard.entropy_floor or above guard.agreement_ceiling", "entropy_floor/consecutive_low_steps"),
-    "updates": ("updates made; fewer than epochs × minibatches where guard.stop_kl ended them", ""),
-    "guard": ("what a guard did, in words; empty if nothing", ""),
-    "plies": ("plies that train; with loss.moves = all, each with all its moves", ""),
-    "positions": ("distinct positions of this process's games", ""),
-    "judged": ("positions that the judge was asked, so far, by this process", ""),
-    "seconds": ("time of the step, measuring it included", ""),
-    "seconds_play": ("of it, playing and judging", ""),
-    "seconds_update": ("of it, updating", ""),
-}
-
-# %% ../nbs/07_trainer.ipynb #9a671513
-def read_metrics(
-    path:str|Path,     # metrics.jsonl
-)->list[dict]:         # one row a step; a half-written last line is dropped
-    "Rows of a run's log; ValueError names a line that is not JSON."
-    rows, lines = [], Path(path).read_text().splitlines()
-    for i, line in enumerate(lines):
-        try: rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if i < len(lines)-1: raise ValueError(f"{path}, line {i+1}: not JSON: {line[:60]!r}") from None
-    return rows
-
-# %% ../nbs/07_trainer.ipynb #5940feb9
-PANEL = [("reward", ["train/avg_reward"]), ("entropy (nats)", ["entropy"]), ("group", ["agreement_mean", "no_spread"]), ("reward spread", ["reward_spread"]),
-         ("clip fraction", ["clip_region", "clip_binding"]), ("KL of a step", ["kl_step", "approx_kl"]), ("ratio error", ["ratio_error"]), ("loss budget", ["ppo_loss", "kl_term", "entropy_term"])]
-
-def draw_panel(
-    rows:list[dict],    # from metrics.jsonl
-    title:str="",
-):                      # matplotlib Figure
-    "The instrument panel of a run."
-    import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(2, 4, figsize=(12, 4.6), layout="constrained")
-    value = lambda r, key: math.nan if r.get(key) is None else r[key]
-    measured = [r for r in rows if math.isfinite(value(r, "grad_policy"))]
-    for ax, (name, keys) in zip(axes.flat, PANEL):
-        shown = rows
-        seen = lambda k: any(math.isfinite(value(r, k)) for r in rows)
-        if name == "reward spread" and rows and not seen("reward_spread"): name, keys = "regret of the policy", ["expected_regret"]     # groups of one game: the group is every legal move
-        several, keys = len(keys) > 1, [k for k in keys if seen(k)] or keys
-        if name == "loss budget" and measured: name, keys, shown = "gradient norm of the loss terms", ["grad_policy", "grad_kl", "grad_entropy"], measured
-        step = [r["step"] for r in shown]
-        for key in keys:
-            y = np.array([value(r, key) for r in shown], float)
-            if key.startswith("grad_"): y[y == 0] = math.nan; ax.set_yscale("log")   # a term without a coefficient is not drawn
-            if name == "ratio error": y = np.maximum(y, 1e-9)          # 0 has no place on a logarithmic axis
-            ax.plot(step, y, lw=.8, alpha=.35 if len(y) > 20 else 1., color=(c := f"C{keys.index(key)}"), label=None if len(y) > 20 or np.isnan(y).all() else key)
-            if len(y) > 20: ax.plot(step[9:], np.convolve(y, np.ones(10)/10, "valid"), lw=1.6, color=c, label=key)
-        if name == "ratio error": ax.set_ylim(5e-10, 20); ax.set_yscale("log"); ax.axhline(1e-3, color="tab:red", lw=.8, ls=":")
-        if name in ("clip fraction", "group"): ax.set_ylim(-.02, max(.2, ax.get_ylim()[1]))
-        ax.set_title(name, fontsize=10, loc="left"); ax.tick_params(labelsize=8, which="both"); ax.spines[["top", "right"]].set_visible(False)
-        if several: ax.legend(fontsize=7, frameon=False)
-    for ax in axes[1]: ax.set_xlabel("step", fontsize=8)
-    if title: fig.suptitle(title, fontsize=11)
-    return fig
+    def act(self, entropy:float)->str:
+        "Do what the entropy floor asks for; what was done."
+        action, said = collapse_action(self.guard, entropy, self.rollback_state)
+        if action == "rollback" and self.rollback_state: self.load_weights(copy.deepcopy(self.rollback_state))
+        if action == "abort": self.aborted = said.removeprefix("abort: ")
+        return said

@@ -20,7 +20,8 @@ from grpo_chess.model import MODELS, ChessTransformer, Policy, WeightsError, loa
 from grpo_chess.pretrain import EvaluateConfig, Pretrainer, TrainConfig, UsageError, evaluate, resume_run, train
 from grpo_chess.settings import known_keys
 from grpo_chess.targets import measure_labels
-from grpo_chess.trainer import CheckpointError, read_metrics
+from grpo_chess.checkpoint import CheckpointError
+from grpo_chess.panel import read_metrics
 from made_up import ENV, cli, folder_of
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from grpo_chess.board import ACTION_TO
 from grpo_chess.model import MODELS, ChessTransformer, save_model
 from grpo_chess.settings import known_keys, make_parser
 from grpo_chess.train import Config, main, parse, presets, run
-from grpo_chess.trainer import METRICS, read_metrics
+from grpo_chess.panel import METRICS, read_metrics
 
 TOP = Path(__file__).resolve().parent.parent
 NET = ["--model.width", "32", "--model.layers", "2", "--model.heads", "2"]

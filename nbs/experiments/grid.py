@@ -19,12 +19,13 @@ import chess
 import numpy as np
 import torch
 
+from grpo_chess.batch import make_fabric
 from grpo_chess.board import action_to_move, encode, position_key
 from grpo_chess.loss import LossConfig
 from grpo_chess.model import Policy, load_model
 from grpo_chess.reward import Judge, RewardConfig, win_probability
 from grpo_chess.sampler import SamplerConfig
-from grpo_chess.trainer import AblateConfig, Trainer, TrainerConfig, make_fabric
+from grpo_chess.trainer import AblateConfig, Trainer, TrainerConfig
 
 START = Path(__file__).resolve().parent.parent/"data/start.safetensors"     # the first weights that the package shipped
 DATA = START.parent

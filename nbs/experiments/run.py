@@ -23,7 +23,7 @@ from filelock import FileLock          # torch needs it and brings it
 
 from grpo_chess.measures import read_labels, regret
 from grpo_chess.model import Policy, load_model
-from grpo_chess.trainer import read_metrics
+from grpo_chess.panel import read_metrics
 
 HERE = Path(__file__).resolve().parent
 TOP = HERE.parent.parent
