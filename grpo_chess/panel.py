@@ -128,7 +128,7 @@ def draw_instrument(
     known = [key for key in keys if np.isfinite(column(rows, key)).any()]
     for key in known: draw_line(ax, rows, key, f"C{keys.index(key)}")
     if name == "ratio error":
-        ax.set(yscale="log", ylim=(5e-10, 20))
+        ax.set(ylim=(5e-10, 20), yscale="log")
         ax.axhline(1e-3, color="tab:red", lw=.8, ls=":")
     if name == "gradient norms" and known: ax.set_yscale("log")
     if name == "group": ax.set_ylim(-.02, max(.2, ax.get_ylim()[1]))
@@ -137,7 +137,8 @@ def draw_instrument(
     ax.set_title(name, fontsize=9.5, loc="left")
     ax.tick_params(labelsize=9, which="both")
     ax.spines[["top", "right"]].set_visible(False)
-    if len(known) > 1 or len(keys) > 1 and known: ax.legend(fontsize=9, frameon=False, handlelength=1.2, borderpad=0)
+    if len(keys) > 1 and ax.get_legend_handles_labels()[1]:
+        ax.legend(fontsize=9, frameon=False, handlelength=1.2, borderpad=0)
 
 # %% ../nbs/07_panel.ipynb #405e3cbb
 def draw_line(
