@@ -26,9 +26,9 @@ from .settings import (
 from .trainer import AblateConfig, TrainerConfig, single_update
 
 # %% auto #0
-__all__ = ['MOST_MINUTES', 'CONFIGS', 'DEFAULT', 'PROG', 'MARK', 'MAY_CHANGE', 'OPTIONS', 'MatchConfig', 'check_config', 'Config',
-           'presets', 'preset_values', 'from_values', 'preset', 'settings_text', 'write_settings', 'read_settings',
-           'check_resumable', 'parse']
+__all__ = ['MOST_MINUTES', 'CONFIGS', 'DEFAULT', 'PROG', 'MARK', 'MAY_CHANGE', 'OPTIONS', 'MatchConfig', 'check_config',
+           'RunConfig', 'Config', 'presets', 'preset_values', 'from_values', 'preset', 'settings_text',
+           'write_settings', 'read_settings', 'check_resumable', 'parse']
 
 # %% ../nbs/11_config.ipynb #f11c0006
 @dataclass
@@ -78,8 +78,8 @@ def check_config(cfg:Config)->None:
 
 # %% ../nbs/11_config.ipynb #f11c000a
 @dataclass
-class Config:
-    """A run: train a chess policy by GRPO.
+class RunConfig:
+    """What a run is called, where it begins, and when it ends.
 
     Args:
         name: folder of the run inside of `out`; empty makes one from the preset and the time
@@ -89,6 +89,21 @@ class Config:
         minutes: stop after the step that passes this time, its schedules at their ends, and report; 0 means no limit
         accelerator: auto, cpu or cuda
         track: none, or wandb (which works offline without a login)
+    """
+    name: str = ""
+    out: str = "runs"
+    seed: int = 0
+    init: str = "tiny"
+    minutes: float = 15.
+    accelerator: str = "auto"
+    track: str = "none"
+
+# %% ../nbs/11_config.ipynb #f11c001d
+@dataclass
+class Config(RunConfig):
+    """A run: train a chess policy by GRPO.
+
+    Args:
         model: shape of the network
         sampler: how groups of games are played
         positions: where they start
@@ -100,13 +115,6 @@ class Config:
         match: the match at the end
         ablate: known bugs, off by default
     """
-    name: str = ""
-    out: str = "runs"
-    seed: int = 0
-    init: str = "tiny"
-    minutes: float = 15.
-    accelerator: str = "auto"
-    track: str = "none"
     model: ModelConfig = field(default_factory=ModelConfig)
     sampler: SamplerConfig = field(default_factory=partial(SamplerConfig, boards=16, group=1, plies=32))
     positions: PositionsConfig = field(default_factory=PositionsConfig)
@@ -166,9 +174,10 @@ def write_settings(folder:Path, cfg:Config)->None:
 def read_settings(folder:Path)->dict[str, Any]:
     "All settings of a run as dotted keys; ConfigError if its file is not the one that it wrote."
     path = folder/"config.yaml"
-    values = read_yaml(path, known_keys(Config))
-    text, mark, checksum = path.read_text("utf-8").rpartition(MARK)
-    if mark and checksum.strip() == hashlib.sha256(text.encode()).hexdigest()[:16]: return preset_values() | values
+    try: text, mark, checksum = path.read_text("utf-8", errors="replace").rpartition(MARK)
+    except OSError as e: raise ConfigError(f"cannot read {path}: {e.strerror}") from None
+    if mark and checksum.strip() == hashlib.sha256(text.encode()).hexdigest()[:16]:
+        return preset_values() | read_yaml(path, known_keys(Config))
     raise ConfigError(f"{path} is not as its run wrote it: it was cut short or edited. A run continues with its own "
                       f"settings only; a new one can begin with --config {path} --init {folder}/model.safetensors")
 

@@ -73,6 +73,7 @@ class Match(MatchResult):
         return (f"| {who} | games | won, drawn, lost | score and its 95 % interval |\n|---|---|---|---|\n"
                 f"| | {counts} | {self.score:.3f} [{low:.3f}, {high:.3f}] |\n\n{self.how}. Games ended by: {ends}.")
 
+# %% ../nbs/11_front.ipynb #f11f0016
 def named_player(player:Policy|Player|str|Path, pool:EnginePool|None, seed:int)->tuple[str, Player]:
     "A player of a match and its name."
     if isinstance(player, LoadedPolicy): return player.name, policy_player(player, player.greedy, seed)

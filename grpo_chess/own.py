@@ -39,7 +39,8 @@ def check_model(
     if not isinstance(scores, Tensor) or scores.shape != legal.shape:
         got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ConfigError(f"model: {name} returned {got} for {shapes}: return a score for each legal move")
-    if not scores[legal >= 0].isfinite().all(): raise ConfigError(f"model: {name} gave a legal move a score of NaN or ±inf")
+    if not scores[legal >= 0].isfinite().all():
+        raise ConfigError(f"model: {name} gave a legal move a score of NaN or ±inf")
     if (scores[legal < 0] > -torch.inf).any():
         raise ConfigError(f"model: {name} gave padding a score: end with scores.masked_fill(legal < 0, -torch.inf)")
 
@@ -57,8 +58,9 @@ class OwnJudge(Judge):
         found = self.function(boards)
         try: values = np.asarray(found, np.float32)
         except (TypeError, ValueError): raise ConfigError(f"reward: {found!r:.60} are no numbers") from None
-        if values.shape != (len(boards),):
-            raise ConfigError(f"reward: {list(values.shape)} values for {len(boards)} positions: return one for each")
+        shape = list(values.shape)
+        if shape != [len(boards)]:
+            raise ConfigError(f"reward: {shape} values for {len(boards)} positions, not one for each")
         bad = np.flatnonzero(~((values >= 0) & (values <= 1)))
         if len(bad):
             raise ConfigError(f"reward: {values[bad[0]]} for {boards[bad[0]].fen()} is no win probability from 0 to 1")
@@ -72,20 +74,21 @@ class OwnJudge(Judge):
 
     def of_moves(self, fens:list[str], legal:Tensor)->Tensor:    # [n, L], 0 on padding
         "Value of every legal move for its mover."
-        out, boards, places = torch.zeros(legal.shape), [], []
+        out, places = torch.zeros(legal.shape), []
         for row, fen in enumerate(fens):
             for column, action in enumerate(legal[row][legal[row] >= 0].tolist()):
                 board = parse_fen(fen)
                 board.push(action_to_move(action, board.turn))
                 end = terminal(board)
                 if end: out[row, column] = 1. if end == Terminal.CHECKMATE else .5
-                else:
-                    boards.append(board)
-                    places.append((row, column))
+                else: places.append((row, column, board))
         self.asked += len(fens)
-        if boards: out[tuple(torch.tensor(places).T)] = 1 - torch.as_tensor(self.judged(boards))
+        if not places: return out
+        rows, columns, boards = zip(*places)
+        out[rows, columns] = 1 - torch.as_tensor(self.judged([*boards]))
         return out
 
+# %% ../nbs/11_own.ipynb #f110001e
 def check_reward(value:Value)->OwnJudge:
     "A judge; ConfigError if the function cannot be one, or answers twice in two ways."
     judge, boards = OwnJudge(value), [parse_fen(fen) for fen in TRIALS]
@@ -114,7 +117,8 @@ def check_positions(
             if len(boards) == n: return boards
             raise ConfigError(f"positions: {len(boards)} boards for step {step}, where {n} were asked for")
         return starts
-    if isinstance(positions, str): raise ConfigError("positions: expected a list or a function; a file is positions.file")
+    if isinstance(positions, str):
+        raise ConfigError("positions: expected a list or a function; a file is positions.file")
     boards = [check_start(position) for position in positions]
     if not boards: raise ConfigError("positions: the list is empty")
     def drawn(step:int, first:int, n:int)->list[chess.Board]:

@@ -114,9 +114,9 @@ def report_text(
     size = f"B={s.boards} G={s.group} T={s.plies}, seed {cfg.seed}"
     plies, minutes = sum(r["plies"] for r in rows), sum(r["seconds"] for r in rows)/60
     old = old or (f"what {cfg.init} held" if cfg.init else "the untrained network that the run began with")
-    first = [*notes, f"Guards: {guards}" if guards else "",
-             f"{len(rows)} of {cfg.trainer.steps} steps, {size}, {plies:,} plies trained on, {minutes:.1f} minutes.", about]
-    head = [line for note in (f"# {title}", *first) if note for line in (note, "")]
+    done = f"{len(rows)} of {cfg.trainer.steps} steps, {size}, {plies:,} plies trained on, {minutes:.1f} minutes."
+    first = (f"# {title}", *notes, f"Guards: {guards}" if guards else "", done, about)
+    head = [line for note in first if note for line in (note, "")]
     return "\n".join(head + match_lines(matches or {}, old) + change_lines(rows))
 
 def write_report(

@@ -86,17 +86,21 @@ def one_line(error:BaseException)->str:
 
 # %% ../nbs/00_settings.ipynb #5e771a03
 class PlainLoader(yaml.SafeLoader):
-    "YAML without aliases: a few lines of them can stand for more values than memory holds, or for themselves."
+    "YAML without aliases, a few lines of which can stand for more values than memory holds, and without deep nesting."
+    depth = 0
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent): raise yaml.YAMLError("aliases (*name) are not read in settings")
-        return super().compose_node(parent, index)
+        if self.depth > 20: raise yaml.YAMLError("it is nested too deeply")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 def read_yaml(path:str|Path, known:list[str])->dict[str, Any]:
     "Settings of a YAML file as dotted keys, all of them known; ConfigError says what is wrong."
     try: tree = yaml.load(Path(path).read_text("utf-8"), PlainLoader) or {}
     except OSError as e: raise ConfigError(f"cannot read {path}: {e.strerror}") from None
     except (yaml.YAMLError, ValueError) as e: raise ConfigError(f"{path} is not YAML: {one_line(e)}") from None
-    except RecursionError: raise ConfigError(f"{path} is not YAML for settings: it is nested too deeply") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected settings like 'seed: 1', found {type(tree).__name__}")
     flat = flatten(tree)
@@ -142,6 +146,7 @@ def choose(name:str, presets:dict[str, Settings])->Settings:
     if name not in presets: raise ConfigError(f"there is no preset {name!r}; there are {', '.join(presets)}")
     return presets[name]
 
+# %% ../nbs/00_settings.ipynb #5e771a14
 def make_parser(
     cls:type,                           # dataclass of the settings
     prog:str,                           # python -m grpo_chess.train
@@ -162,6 +167,7 @@ def make_parser(
     parser.set_defaults(base or {})
     return parser
 
+# %% ../nbs/00_settings.ipynb #5e771a15
 def parse_settings(
     cls:type[Settings],                 # dataclass of the settings
     argv:list[str],                     # command line without the program's name and its own options
@@ -176,6 +182,7 @@ def parse_settings(
         if word.startswith("--"): check_key(word[2:].split("=")[0], [*known, "help", "print_config"], "command line")
     given = dict(base or {})
     for file in found["config"]: given |= read_yaml(file, known)
+    check_numbers(given)
     parser = make_parser(cls, prog, given if {"-h", "--help"} & {*rest} else None, options)
     try:
         values = parser.parse_args([f"--{key}={value}" for key, value in given.items()] + rest)
@@ -239,6 +246,7 @@ class Lasting:
         try: self.stream.flush()
         except OSError: self.lost()
 
+# %% ../nbs/00_settings.ipynb #5e771a16
 def run_command(
     work:Callable[[list[str]], Any],    # does everything; raises what is wrong
     argv:list[str]|None,                # None: the program's own

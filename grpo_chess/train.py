@@ -29,6 +29,14 @@ from lightning_fabric import Fabric
 from torch import nn
 from tqdm import tqdm
 
+# %% auto #0
+__all__ = ['USER_ERRORS', 'RunError', 'GuardStop', 'Own', 'needs_engine', 'engine_share', 'untrained', 'initial_model',
+           'make_trainer', 'resume_from', 'run_folder', 'locked', 'identity', 'read_identity', 'check_identity',
+           'open_run', 'Log', 'steps_left', 'ends_before', 'agree', 'progress_text', 'why_ended', 'train_loop',
+           'Outcome', 'Results', 'Finish', 'all_or_none', 'describe_run', 'start_fabric', 'check_start', 'run', 'work',
+           'main']
+
+# %% ../nbs/11_train.ipynb #f117001b
 from .batch import make_fabric
 from .board import PositionError
 from .checkpoint import (
@@ -46,12 +54,6 @@ from .report import matches_of, report_text, write_report
 from .reward import Judge
 from .settings import EndedEarly, Stopped, StopRequest, one_line, run_command, write_whole
 from .trainer import NotFinite, Trainer
-
-# %% auto #0
-__all__ = ['USER_ERRORS', 'RunError', 'GuardStop', 'Own', 'needs_engine', 'engine_share', 'untrained', 'initial_model',
-           'make_trainer', 'resume_from', 'run_folder', 'locked', 'identity', 'read_identity', 'check_identity',
-           'open_run', 'Log', 'steps_left', 'ends_before', 'agree', 'progress_text', 'train_loop', 'Outcome', 'Finish',
-           'all_or_none', 'describe_run', 'start_fabric', 'check_start', 'run', 'work', 'main']
 
 # %% ../nbs/11_train.ipynb #f1170005
 class RunError(RuntimeError):
@@ -101,14 +103,17 @@ def initial_model(cfg:Config, own:nn.Module|None=None, resume:str="")->nn.Module
     if resume: model.load_state_dict(read_weights(model, Path(resume)/"start.safetensors"))
     return model.eval()
 
+# %% ../nbs/11_train.ipynb #f1170015
 def make_trainer(cfg:Config, fabric:Fabric, model:nn.Module, pool:EnginePool|None, own:Own)->Trainer:
     "The trainer at its beginning; what cannot work fails here."
     def starts(step, first, n): return start_positions(n, cfg.positions, cfg.seed, step, pool, first)
     def teacher(fens): return pool.best_moves(fens, depth=cfg.sampler.teacher_depth, trusted=True)
     draw:Starts = starts if own.positions is None else check_positions(own.positions, cfg.seed)
     judge = Judge(cfg.reward, pool) if own.reward is None else check_reward(own.reward)
-    trainer = Trainer(fabric, model, draw, judge, cfg.sampler, cfg.loss, cfg.trainer, cfg.ablate, cfg.seed,
-                      teacher if cfg.sampler.teacher_forcing else None, cfg.guard)
+    asks = teacher if cfg.sampler.teacher_forcing else None
+    settings = cfg.sampler, cfg.loss, cfg.trainer, cfg.ablate, cfg.seed, asks, cfg.guard
+    try: trainer = Trainer(fabric, model, draw, judge, *settings)
+    except ValueError as e: raise ConfigError(str(e)) from None
     if pool: pool.evaluate([chess.STARTING_FEN], depth=1)
     draw(0, trainer.first, 1)
     return trainer
@@ -142,6 +147,7 @@ def locked(folder:Path)->Iterator[None]:
         yield
     finally: os.close(handle)
 
+# %% ../nbs/11_train.ipynb #f1170016
 def identity(cfg:Config, fabric:Fabric, own:Own)->dict[str, Any]:
     "What makes a run the run it is, besides its settings."
     judged = own.reward is None and cfg.reward.judge == "engine"
@@ -158,9 +164,10 @@ def read_identity(folder:Path)->dict[str, Any]:
 def check_identity(folder:Path, found:dict[str, Any])->dict[str, Any]:
     "The identity of a run that is resumed; RunError if it would go on as another."
     known = read_identity(folder)
-    if missing := [name for name in (*known.get("own", []), *found["own"]) if name not in found["own"] or name not in known["own"]]:
-        raise RunError(f"{folder} began with its own {', '.join(known['own']) or 'nothing'} and would go on with "
-                       f"{', '.join(found['own']) or 'nothing'}: pass the same {missing[0]} to run(resume=...)")
+    began, goes_on = (", ".join(x.get("own", [])) or "nothing" for x in (known, found))
+    if began != goes_on:
+        raise RunError(f"{folder} began with a {began} of its caller's own and would go on with {goes_on}: "
+                       "pass the same to run(resume=...)")
     for name, what in dict(engine="the engine that judges", precision="the precision").items():
         if known.get(name) != found[name]:
             raise RunError(f"{folder} began with {known.get(name) or 'no engine'}, and here {what} is "
@@ -177,6 +184,7 @@ def open_run(folder:Path, cfg:Config, start:nn.Module, known:dict[str, Any], new
     write_whole(folder/"run.json", json.dumps(known, indent=1) + "\n")
     write_settings(folder, cfg)
 
+# %% ../nbs/11_train.ipynb #f1170017
 class Log:
     "metrics.jsonl, and W&B when asked; only the first process writes."
     def __init__(self, folder:Path|None, cfg:Config, done:int=0, wandb_id:str|None=None):
@@ -184,7 +192,7 @@ class Log:
         self.file = self.wandb = None
         if folder is None: return
         path = folder/"metrics.jsonl"
-        if path.exists(): self.rows = [r for r in read_metrics(path) if r["step"] < done]      # the others are done again
+        if path.exists(): self.rows = [r for r in read_metrics(path) if r["step"] < done]  # the rest is done again
         write_whole(path, "".join(json.dumps(r) + "\n" for r in self.rows))
         self.file = path.open("a")
         if cfg.track == "wandb":
@@ -240,6 +248,16 @@ def progress_text(row:dict)->dict[str, str]:
     return good | dict(entropy=f"{row['entropy']:.2f}", clip=f"{row['clip_region']:.2f}",
                        ratio_error=f"{row['ratio_error']:.0e}")
 
+# %% ../nbs/11_train.ipynb #f1170018
+def why_ended(trainer:Trainer, cfg:Config, folder:Path|None, told:bool, late:bool)->tuple[str, int]:
+    "In a sentence, and as an exit status."
+    steps = cfg.trainer.steps
+    done = f"after {trainer.done} of {steps} steps"
+    if trainer.aborted: return f"Aborted by its guard {done}: {trainer.aborted}.", GuardStop.status
+    if told: return f"Stopped by a signal {done}; --resume {folder} goes on.", Stopped.status
+    if late: return f"Stopped by its time limit of {cfg.minutes:g} minutes {done}.", 0
+    return f"All {steps} steps were done.", 0
+
 def train_loop(
     fabric:Fabric,
     trainer:Trainer,
@@ -268,11 +286,7 @@ def train_loop(
             last = told or late or trainer.aborted or trainer.done == steps
             if folder and (last or trainer.done % cfg.trainer.checkpoint_every == 0):
                 save_checkpoint(trainer, folder/"checkpoint")
-    done = f"after {trainer.done} of {steps} steps"
-    if trainer.aborted: return f"Aborted by its guard {done}: {trainer.aborted}.", GuardStop.status
-    if told: return f"Stopped by a signal {done}; --resume {folder} goes on.", Stopped.status
-    if late: return f"Stopped by its time limit of {minutes:g} minutes {done}.", 0
-    return f"All {steps} steps were done.", 0
+    return why_ended(trainer, cfg, folder, bool(told), bool(late))
 
 # %% ../nbs/11_train.ipynb #f117000c
 @dataclass
@@ -294,17 +308,14 @@ class Outcome:
         return self.text.replace("![panel](report.png)", f"The panel is in {self.folder}/report.png")
 
 @dataclass
-class Finish:
-    "The part of a run after its last step, for the first process."
+class Results:
+    "What a run writes when its training has ended, for the first process."
     cfg:Config
     trainer:Trainer
     folder:Path
     log:Log
-    pool:EnginePool|None
-    old:nn.Module                       # what the run began with
     own:Own
     about:str                           # who played and who judged
-    say:Callable
 
     def report(self, why:str, note:str="", matches:dict[str, MatchResult]|None=None)->str:
         "Write the report, and return it."
@@ -322,6 +333,14 @@ class Finish:
         with contextlib.suppress(OSError):              # the disk may be what failed
             self.keep_weights()
             self.report(f"Failed after {self.trainer.done} of {self.cfg.trainer.steps} steps: {one_line(error)}")
+
+# %% ../nbs/11_train.ipynb #f1170019
+@dataclass
+class Finish(Results):
+    "The end of a run that was not an error."
+    pool:EnginePool|None
+    old:nn.Module                       # what the run began with
+    say:Callable
 
     def done(self, why:str, status:int)->Outcome:
         "Weights and a report, the matches, and the report again; an engine's error is raised after that."
@@ -362,7 +381,7 @@ def describe_run(cfg:Config, fabric:Fabric, trainer:Trainer, own:Own)->str:
     "Who plays, who judges, and where, in one line."
     s, judge = cfg.sampler, "counting material"
     depth = f"{cfg.reward.nodes} nodes" if cfg.reward.nodes else f"depth {cfg.reward.depth}"
-    if cfg.reward.judge == "engine": judge = f"{engine_name(cfg.engine.path)}, {depth}"
+    if cfg.reward.judge == "engine" and own.reward is None: judge = f"{engine_name(cfg.engine.path)}, {depth}"
     if own.reward is not None: judge = f"its own function {getattr(own.reward, '__name__', type(own.reward).__name__)}"
     where = f"{fabric.device}, {fabric.strategy.precision.precision}"
     if fabric.world_size > 1: where += f", {fabric.world_size} processes"
@@ -370,6 +389,7 @@ def describe_run(cfg:Config, fabric:Fabric, trainer:Trainer, own:Own)->str:
     return (f"{size:.2f} M parameters ({trains:.2f} M train), {s.boards}×{s.group} games of {s.plies} plies a step; "
             f"judged by {judge}; on {where}.")
 
+# %% ../nbs/11_train.ipynb #f117001a
 def start_fabric(cfg:Config, folder:str)->Fabric:
     "The devices and the precision of a run; a resumed one keeps the precision that it had."
     precision = cfg.trainer.precision
@@ -420,7 +440,7 @@ def run(
         log = stack.enter_context(contextlib.closing(Log(folder, cfg, trainer.done, known["wandb"])))
         about = describe_run(cfg, fabric, trainer, own)
         say(f"{about}\nrun folder {folder}")
-        finish = Finish(cfg, trainer, folder, log, pool, old, own, about, say) if folder else None
+        finish = Finish(cfg, trainer, folder, log, own, about, pool, old, say) if folder else None
         try: why, status = train_loop(fabric, trainer, cfg, folder, log, started, quiet)
         except Exception as e:
             if finish: finish.failed(e)
