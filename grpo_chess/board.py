@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACTION_FROM', 'ACTION_TO', 'ACTION_PROMO', 'ACTIONS', 'move_to_action', 'action_to_move', 'legal_actions', 'tokens',
-           'encode', 'Terminal', 'terminal', 'position_key', 'PositionError', 'parse_fen']
+           'draw_board', 'encode', 'Terminal', 'terminal', 'position_key', 'PositionError', 'parse_fen']
 
 # %% ../nbs/00_board.ipynb #4666d520
 from array import array
@@ -196,6 +196,26 @@ def tokens(
     out[:, :64] = np.einsum("nps,p->ns", bits, _WEIGHTS)
     out[:, 64] = np.minimum(np.fromiter((b.halfmove_clock for b in boards), np.int64, n), 100)
     return out
+
+# %% ../nbs/00_board.ipynb #daf77acb
+def draw_board(
+    ax,                      # matplotlib axes, drawn into
+    board:chess.Board,
+    title:str="",
+)->None:
+    "Draw a position with White at the bottom; the centre of square s is (s % 8, s // 8)."
+    from matplotlib.patheffects import withStroke
+    shade = [[(file + rank) % 2 for file in range(8)] for rank in range(8)]
+    ax.imshow(shade, origin="lower", cmap="gray", vmin=-5, vmax=1.4)
+    size = 3.3*min(ax.get_window_extent().size)/ax.figure.dpi      # letters grow with the axes
+    for square, piece in board.piece_map().items():
+        symbol = chess.UNICODE_PIECE_SYMBOLS[piece.symbol().lower()]
+        ax.text(square % 8, square // 8, symbol, ha="center", va="center_baseline", fontsize=max(12, 2.4*size),
+                color="white" if piece.color else "black", path_effects=[withStroke(linewidth=1.2, foreground="black")])
+    ax.set(xticks=range(8), yticks=range(8), xticklabels="abcdefgh", yticklabels=range(1, 9), title=title)
+    ax.tick_params(length=0)
+    for spine in ax.spines.values(): spine.set_visible(False)
+
 
 # %% ../nbs/00_board.ipynb #7c1a1805
 def encode(

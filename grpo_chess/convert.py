@@ -8,9 +8,9 @@ from __future__ import annotations
 import glob
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import chess
@@ -20,11 +20,13 @@ import pyarrow.parquet as pq
 
 from .board import ACTIONS, action_to_move, legal_actions, parse_fen, tokens
 from .engine import CP_MAX, MATE
-from .labels import ACTION_SPACE, UNKNOWN, LabelError, Labels, at_least, bar, make_folder, make_labels, short, write_manifest, write_shard
+from .labels import (ACTION_SPACE, UNKNOWN, LabelError, Labels, at_least, bar, make_folder, make_labels,
+                               short, write_manifest, write_shard)
 
 # %% auto #0
-__all__ = ['READERS', 'Found', 'ConvertConfig', 'parquet_rows', 'played_moves', 'read_pgn', 'read_games', 'find_move',
-           'white_score', 'read_evals', 'board_of', 'read_soft', 'form_of', 'as_labels', 'convert']
+__all__ = ['READERS', 'Found', 'ConvertConfig', 'what_is_wrong', 'read_whole', 'played_moves', 'read_pgn', 'parquet_rows',
+           'read_games', 'find_move', 'white_score', 'deepest', 'read_evals', 'board_of', 'soft_probs', 'read_soft',
+           'form_of', 'as_labels', 'good_rows', 'find_files', 'convert']
 
 # %% ../nbs/09_convert.ipynb #af407df5
 @dataclass
@@ -61,8 +63,74 @@ class ConvertConfig:
 
     def __post_init__(self):
         at_least(self, positions=0, rows=1, min_elo=0, skip_plies=0, min_depth=0, tolerate=0)
-        if self.form not in ("auto", *READERS): raise ValueError(f"form = {self.form!r} must be one of auto, {', '.join(READERS)}")
+        if self.form not in ("auto", *READERS):
+            raise ValueError(f"form = {self.form!r} must be one of auto, {', '.join(READERS)}")
         if self.tolerate > 1: raise ValueError(f"tolerate = {self.tolerate} is a share: at most 1")
+
+# %% ../nbs/09_convert.ipynb #246083c3
+class _Game(chess.pgn.Game):
+    "A game, and what is wrong with it."
+    wrong = ""
+
+class _Whole(chess.pgn.GameBuilder):
+    "Reads the moves that were played, not the side lines; says whether the game is whole."
+    def __init__(self): super().__init__(Game=_Game)
+    def begin_game(self):
+        super().begin_game()
+        self.ended, self.wrong = False, ""
+    def begin_variation(self): return chess.pgn.SKIP
+    def end_variation(self): pass
+    def visit_result(self, result):
+        super().visit_result(result)
+        self.ended = True
+    def handle_error(self, error): self.wrong = self.wrong or " ".join(str(error).split())
+    def result(self):
+        game = super().result()
+        game.wrong = self.wrong or what_is_wrong(game) or ("" if self.ended else "no result at its end: cut short")
+        return game
+
+def what_is_wrong(game:chess.pgn.Game)->str:
+    "Why a game is not one of standard chess; empty if it is."
+    board = game.board()
+    if board.chess960 or type(board) is not chess.Board: return f"not standard chess but {game.headers.get('Variant')}"
+    return "" if board.is_valid() else f"it starts from {board.fen()!r}, which is no legal position"
+
+def read_whole(lines)->_Game|None:
+    "The next game of something with `readline`; its `wrong` says whether it can be used."
+    return chess.pgn.read_game(lines, Visitor=_Whole)
+
+def played_moves(game:chess.pgn.Game, elo:tuple[int, int], cfg:ConvertConfig)->Iterator[Found]:
+    "Each position of a game with the move that was played; elo: of White and Black."
+    board = game.board()
+    for ply, move in enumerate(game.mainline_moves()):
+        strong = elo[not board.turn] >= cfg.min_elo
+        if ply >= cfg.skip_plies and strong: yield Found(board.copy(stack=False), probs={move: 1.})
+        board.push(move)
+
+# %% ../nbs/09_convert.ipynb #3738990c
+class _Counted:
+    "A text file, compressed or not, that remembers the line it has reached."
+    def __init__(self, path:Path):
+        self.number = 0
+        try: binary = pa.input_stream(str(path), compression="detect")
+        except (pa.ArrowException, OSError) as e: raise LabelError(f"{path} cannot be read: {short(e)}") from None
+        self.text = io.TextIOWrapper(binary, "utf-8-sig", errors="replace")
+
+    def readline(self)->str:
+        "The next line."
+        self.number += 1
+        return self.text.readline()
+
+def read_pgn(path:Path, cfg:ConvertConfig)->Iterator[Found|LabelError]:
+    "Games of a PGN file, one in memory at a time."
+    lines = _Counted(path)
+    def rating(game, key): return int(text) if (text := game.headers.get(key, "")).isdecimal() else 0
+    try:
+        while (game := read_whole(lines)) is not None:
+            if game.wrong: yield LabelError(f"{path}, game that ends on line {lines.number}: {game.wrong}")
+            else: yield from played_moves(game, (rating(game, "WhiteElo"), rating(game, "BlackElo")), cfg)
+    except (pa.ArrowException, OSError) as e:
+        raise LabelError(f"{path}, after line {lines.number}: cannot be read: {short(e)}") from None
 
 # %% ../nbs/09_convert.ipynb #dca0a5de
 def parquet_rows(
@@ -73,61 +141,22 @@ def parquet_rows(
     row = 0
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as f:
-            if missing := [c for c in columns if c not in f.schema_arrow.names]:
-                raise LabelError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(f.schema_arrow.names)}")
+            there = f.schema_arrow.names
+            if missing := [name for name in columns if name not in there]:
+                raise LabelError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(there)}")
             for batch in f.iter_batches(4096, columns=list(columns)):
-                for values in zip(*(c.to_pylist() for c in batch.columns)):
+                for values in zip(*(column.to_pylist() for column in batch.columns)):
                     yield row, dict(zip(batch.schema.names, values))
                     row += 1
     except FileNotFoundError: raise LabelError(f"there is no file {path}") from None
-    except (pa.ArrowException, OSError) as e: raise LabelError(f"{path}, row {row} and what follows cannot be read: {short(e)}") from None
-
-def played_moves(game:chess.pgn.Game, elo:tuple[int, int], cfg:ConvertConfig)->Iterator[Found]:
-    "Each position of a game with the move that was played; elo: of White and Black."
-    board = game.board()
-    for ply, move in enumerate(game.mainline_moves()):
-        if ply >= cfg.skip_plies and elo[not board.turn] >= cfg.min_elo: yield Found(board.copy(stack=False), probs={move: 1.})
-        board.push(move)
-
-class _Whole(chess.pgn.GameBuilder):
-    "A game that says what is wrong with it: an illegal move, another kind of chess, or no result at its end."
-    def begin_game(self): super().begin_game(); self.ended, self.wrong = False, ""
-    def visit_result(self, result): super().visit_result(result); self.ended = True
-    def handle_error(self, error): self.wrong = self.wrong or " ".join(str(error).split())
-    def result(self):
-        game = super().result()
-        board = game.board() if not self.wrong else None
-        if board is not None and (board.chess960 or type(board) is not chess.Board): self.wrong = f"not standard chess but {game.headers.get('Variant')}"
-        if board is not None and not self.wrong and not board.is_valid(): self.wrong = f"it starts from {board.fen()!r}, which is no legal position"
-        game.wrong = self.wrong or ("" if self.ended else "no result at its end: cut short")
-        return game
-
-# %% ../nbs/09_convert.ipynb #3738990c
-def read_pgn(path:Path, cfg:ConvertConfig)->Iterator[Found|LabelError]:
-    "Games of a PGN file, one in memory at a time."
-    lines = _Counted(path)
-    try:
-        while (game := chess.pgn.read_game(lines, Visitor=_Whole)) is not None:
-            if game.wrong: yield LabelError(f"{path}, game that ends on line {lines.number}: {game.wrong}"); continue
-            rating = lambda key: int(game.headers[key]) if game.headers.get(key, "").isdigit() else 0
-            yield from played_moves(game, (rating("WhiteElo"), rating("BlackElo")), cfg)
-    except (pa.ArrowException, OSError) as e: raise LabelError(f"{path}, after line {lines.number}: cannot be read: {short(e)}") from None
-
-class _Counted:
-    "A text file, compressed or not, that remembers the line it has reached."
-    def __init__(self, path):
-        try: self.text, self.number = io.TextIOWrapper(pa.input_stream(str(path), compression="detect"), "utf-8-sig", errors="replace"), 0
-        except (pa.ArrowException, OSError) as e: raise LabelError(f"{path} cannot be read: {short(e)}") from None
-    def readline(self):
-        self.number += 1
-        return self.text.readline()
+    except (pa.ArrowException, OSError) as e:
+        raise LabelError(f"{path}, row {row} and what follows cannot be read: {short(e)}") from None
 
 def read_games(path:Path, cfg:ConvertConfig)->Iterator[Found|LabelError]:
     "Lichess/standard-chess-games: a game a row."
     for row, r in parquet_rows(path, ("movetext", "WhiteElo", "BlackElo")):
-        game = chess.pgn.read_game(io.StringIO(r["movetext"] or ""), Visitor=_Whole)
-        wrong = "no moves" if game is None else game.wrong
-        if wrong: yield LabelError(f"{path}, row {row}: {wrong}")
+        game = read_whole(io.StringIO(r["movetext"] or ""))
+        if game is None or game.wrong: yield LabelError(f"{path}, row {row}: {game.wrong if game else 'no moves'}")
         else: yield from played_moves(game, (r["WhiteElo"] or 0, r["BlackElo"] or 0), cfg)
 
 # %% ../nbs/09_convert.ipynb #b5ce8084
@@ -137,36 +166,48 @@ def find_move(board:chess.Board, uci:str)->chess.Move:
     except ValueError: raise ValueError(f"{uci} is no legal move in {board.fen()}") from None
 
 def white_score(cp:int|None, mate:int|None, turn:bool)->int:
-    "Engine code from the mover's view, of a score from White's."
-    if (cp is None) == (mate is None) or mate == 0: raise ValueError(f"cp = {cp} and mate = {mate}: exactly one must be a score")
-    code = max(-CP_MAX, min(CP_MAX, cp)) if mate is None else MATE - mate if mate > 0 else -MATE - mate
+    "Engine code from the mover's view, of a score from White's; ValueError unless exactly one is given."
+    if (cp is None) == (mate is None) or mate == 0:
+        raise ValueError(f"cp = {cp} and mate = {mate}: exactly one must be a score")
+    if cp is not None: code = max(-CP_MAX, min(CP_MAX, cp))
+    else: code = MATE - mate if mate > 0 else -MATE - mate           # type: ignore[operator]
     return code if turn else -code
 
+def deepest(path:Path, fen:str, lines:list[tuple[int, dict]], cfg:ConvertConfig)->Iterator[Found|LabelError]:
+    "A position with the lines of its deepest analysis, if that is deep enough."
+    best = max((r["depth"], r["knodes"]) for _, r in lines)
+    if best[0] < cfg.min_depth: return
+    row = lines[0][0]
+    try:
+        board = parse_fen(fen if len(fen.split()) == 6 else fen + " 0 1")
+        found = Found(board)
+        for row, r in lines:
+            if (r["depth"], r["knodes"]) != best: continue
+            move = find_move(board, r["line"].split()[0])
+            found.scores.setdefault(move, white_score(r["cp"], r["mate"], board.turn))
+        yield found
+    except (ValueError, IndexError) as e: yield LabelError(f"{path}, row {row}: {e}")
+
+# %% ../nbs/09_convert.ipynb #c5992842
 def read_evals(path:Path, cfg:ConvertConfig)->Iterator[Found|LabelError]:
     "Lichess/chess-position-evaluations: the rows of a position stand together; its deepest analysis counts."
-    fen, lines = None, []
-    def position():
-        best = max((r["depth"], r["knodes"]) for _, r in lines)
-        if best[0] < cfg.min_depth: return
-        row = lines[0][0]
-        try:
-            board = parse_fen(fen if len(fen.split()) == 6 else fen + " 0 1")
-            found = Found(board)
-            for row, r in lines:
-                if (r["depth"], r["knodes"]) == best: found.scores.setdefault(find_move(board, r["line"].split()[0]), white_score(r["cp"], r["mate"], board.turn))
-            yield found
-        except (ValueError, IndexError) as e: yield LabelError(f"{path}, row {row}: {e}")
+    fen, lines = "", list[tuple[int, dict]]()
     for row, r in parquet_rows(path, ("fen", "line", "depth", "knodes", "cp", "mate")):
-        if None in (r["fen"], r["line"], r["depth"], r["knodes"]): yield LabelError(f"{path}, row {row}: a value is missing: {r}"); continue
-        if r["fen"] != fen and lines: yield from position(); lines = []
-        fen = r["fen"]; lines.append((row, r))
-    if lines: yield from position()
+        if None in (r["fen"], r["line"], r["depth"], r["knodes"]):
+            yield LabelError(f"{path}, row {row}: a value is missing: {r}")
+            continue
+        if r["fen"] != fen and lines:
+            yield from deepest(path, fen, lines, cfg)
+            lines = []
+        fen = r["fen"]
+        lines.append((row, r))
+    if lines: yield from deepest(path, fen, lines, cfg)
 
 # %% ../nbs/09_convert.ipynb #80c37726
 _BY_NAME = sorted(ACTIONS)        # the same 1968 moves in alphabetical order, on the real board
 
 def board_of(r:dict)->chess.Board:
-    "The board of a row of `soft`: pieces 1–6 white and 7–12 black from a1 on, castling 8 4 2 1 for K Q k q, no en passant below 1."
+    "The board of a row of `soft`: pieces 1–6 white, 7–12 black; castling 8 4 2 1 for K Q k q; no en passant below 1."
     board = chess.Board(None)
     for square, piece in enumerate(r["board_array"]):
         if piece: board.set_piece_at(square, chess.Piece((piece - 1) % 6 + 1, piece <= 6))
@@ -174,66 +215,97 @@ def board_of(r:dict)->chess.Board:
     board.set_castling_fen("".join(c for bit, c in zip((8, 4, 2, 1), "KQkq") if r["castling"] & bit) or "-")
     return parse_fen(board.fen(en_passant="fen"))
 
+def soft_probs(board:chess.Board, r:dict)->dict[chess.Move, float]:
+    "Probabilities of the moves of a row of `soft`; ValueError unless they add up to 1."
+    probs:dict[chess.Move, float] = {}
+    for i, p in zip(r["soft_indices"], r["soft_probs"], strict=True):
+        if i < 0 or p == 0: continue
+        if i >= len(_BY_NAME): raise ValueError(f"move number {i} of {len(_BY_NAME)}")
+        move = find_move(board, _BY_NAME[i])
+        probs[move] = probs.get(move, 0.) + p
+    total = sum(probs.values())
+    if not (all(p >= 0 for p in probs.values()) and abs(total - 1) < .01):
+        raise ValueError(f"the probabilities add up to {total:.3f}")
+    return {move: p/total for move, p in probs.items()}
+
 def read_soft(path:Path, cfg:ConvertConfig)->Iterator[Found|LabelError]:
     "avewright/chess-soft-multipv-lichess: up to eight moves and their probabilities."
-    for row, r in parquet_rows(path, ("board_array", "turn", "castling", "ep_square", "soft_indices", "soft_probs")):
+    columns = ("board_array", "turn", "castling", "ep_square", "soft_indices", "soft_probs")
+    for row, r in parquet_rows(path, columns):
         try:
-            board, probs = board_of(r), {}
-            for i, p in zip(r["soft_indices"], r["soft_probs"], strict=True):
-                if i < 0 or p == 0: continue
-                if i >= len(_BY_NAME): raise ValueError(f"move number {i} of {len(_BY_NAME)}")
-                move = find_move(board, _BY_NAME[i])
-                probs[move] = probs.get(move, 0.) + p
-            if not (all(p >= 0 for p in probs.values()) and abs(sum(probs.values()) - 1) < .01): raise ValueError(f"the probabilities add up to {sum(probs.values()):.3f}")
-            yield Found(board, probs={m: p/sum(probs.values()) for m, p in probs.items()})
+            board = board_of(r)
+            yield Found(board, probs=soft_probs(board, r))
         except (ValueError, TypeError, IndexError) as e: yield LabelError(f"{path}, row {row}: {e}")
 
+# %% ../nbs/09_convert.ipynb #4b898880
 READERS = dict(pgn=read_pgn, games=read_games, evals=read_evals, soft=read_soft)
 
-# %% ../nbs/09_convert.ipynb #4b898880
 def form_of(path:Path)->str:
     "Which of READERS a file is for, by its name or its columns."
     if ".pgn" in path.suffixes: return "pgn"
     try: names = set(pq.read_schema(path).names)
-    except (pa.ArrowException, OSError) as e: raise LabelError(f"{path} is neither PGN nor a whole Parquet file: {short(e)}") from None
+    except (pa.ArrowException, OSError) as e:
+        raise LabelError(f"{path} is neither PGN nor a whole Parquet file: {short(e)}") from None
     for form, column in dict(games="movetext", evals="line", soft="soft_indices").items():
         if column in names: return form
-    raise LabelError(f"{path} has none of the known forms ({', '.join(READERS)}); its columns are {', '.join(sorted(names))}")
+    raise LabelError(f"{path} has none of the known forms ({', '.join(READERS)}); "
+                     f"its columns are {', '.join(sorted(names))}")
 
 def as_labels(found:list[Found])->Labels:
     "Positions from a reader, with all their legal moves."
     boards, legal = [f.board for f in found], [legal_actions(f.board) for f in found]
-    place = lambda known, moves, board, empty: [known.get(action_to_move(a, board.turn), empty) for a in moves]
-    scores = [place(f.scores, l, f.board, UNKNOWN) for f, l in zip(found, legal)]
-    probs = None if found[0].probs is None else [place(f.probs, l, f.board, 0.) for f, l in zip(found, legal)]
+    moves = [[action_to_move(a, b.turn) for a in actions] for b, actions in zip(boards, legal)]
+    scores = [[f.scores.get(move, UNKNOWN) for move in of] for f, of in zip(found, moves)]
+    soft = found[0].probs is not None
+    probs = [[(f.probs or {}).get(move, 0.) for move in of] for f, of in zip(found, moves)] if soft else None
     return make_labels(tokens(boards), legal, scores, probs)
 
-def convert(
-    cfg:ConvertConfig,
-    quiet:bool=False,
-)->dict:                   # the manifest
-    "Read files in other forms; the manifest is written when all is done, so that half of it is never taken for the whole."
+def good_rows(
+    found:Iterable[Found|LabelError],   # from a reader
+    tolerate:float,                     # share of bad rows that is no error
+    bad:list[str],                      # filled with what is wrong
+)->Iterator[Found]:
+    "The positions that a reader found; LabelError when too many rows are bad."
+    good = 0
+    for item in found:
+        if isinstance(item, Found):
+            good += 1
+            yield item
+            continue
+        bad.append(str(item))
+        before = f" (and {len(bad) - 1} bad rows before it)" if bad[1:] else ""
+        if len(bad) > tolerate*(good + len(bad)) + 10*(tolerate > 0): raise LabelError(f"{item}{before}")
+
+# %% ../nbs/09_convert.ipynb #c65a2eb1
+def find_files(cfg:ConvertConfig)->tuple[list[Path], str]:
+    "The files to read, and their form; LabelError if there is none, or more than one form."
     paths = [Path(p) for p in sorted(glob.glob(cfg.files))]
     if not paths: raise LabelError(f"there is no file {cfg.files!r}")
     forms = {form_of(p) for p in paths} if cfg.form == "auto" else {cfg.form}
     if len(forms) > 1: raise LabelError(f"{cfg.files!r} matches files of several forms: {', '.join(sorted(forms))}")
-    if (Path(cfg.out)/"manifest.json").exists(): raise LabelError(f"{cfg.out} already holds labels: choose another --out")
-    folder, form = make_folder(cfg.out), forms.pop()
-    about = dict(format=1, source=form, files=[p.name for p in paths], action_space=ACTION_SPACE, **{k: getattr(cfg, k) for k in ("rows", "min_elo", "skip_plies", "min_depth")})
-    part, shards, good, bad = [], 0, 0, []
+    if (Path(cfg.out)/"manifest.json").exists():
+        raise LabelError(f"{cfg.out} already holds labels: choose another --out")
+    return paths, forms.pop()
+
+def convert(
+    cfg:ConvertConfig,
+    quiet:bool=False,      # no progress bar
+)->dict:                   # the manifest
+    "Read files in other forms, and write shards of labels."
+    paths, form = find_files(cfg)
+    folder, shards, bad = make_folder(cfg.out), 0, list[str]()
+    about = dict(format=1, source=form, files=[p.name for p in paths], action_space=ACTION_SPACE,
+                 rows=cfg.rows, min_elo=cfg.min_elo, skip_plies=cfg.skip_plies, min_depth=cfg.min_depth)
+    found = good_rows(chain.from_iterable(READERS[form](p, cfg) for p in paths), cfg.tolerate, bad)
+    if cfg.positions: found = islice(found, cfg.positions)
     with bar(cfg.positions or None, "positions", quiet) as progress:
-        for found in chain.from_iterable(READERS[form](p, cfg) for p in paths):
-            if isinstance(found, LabelError):
-                bad.append(str(found))
-                if len(bad) > cfg.tolerate*(good + len(bad)) + 10*(cfg.tolerate > 0): raise LabelError(f"{found}" + (f" (and {len(bad) - 1} bad rows before it)" if bad[1:] else ""))
-                continue
-            part.append(found); good += 1; progress.update()
-            if len(part) == cfg.rows: write_shard(folder/f"shard-{shards:05}.parquet", as_labels(part), about); part, shards = [], shards + 1
-            if good == cfg.positions: break
-    if part: write_shard(folder/f"shard-{shards:05}.parquet", as_labels(part), about); shards += 1
+        while part := list(islice(found, cfg.rows)):
+            write_shard(folder/f"shard-{shards:05}.parquet", as_labels(part), about)
+            shards += 1
+            progress.update(len(part))
     if not shards: raise LabelError(f"{cfg.files}: no position in it passes the filters")
-    for old in list(folder.glob("shard-*.parquet")):
-        if int(old.stem[6:]) >= shards: old.unlink()        # of an earlier conversion that did not come to its end
+    for stale in list(folder.glob("shard-*.parquet")):
+        if int(stale.stem[6:]) >= shards: stale.unlink()        # of an earlier conversion that did not come to its end
     manifest = write_manifest(folder, about)
     if bad: print(f"{len(bad)} bad rows left out, the first: {bad[0]}", file=sys.stderr)
     return manifest

@@ -331,7 +331,6 @@ class _Pool:
         for job in list(self._desk.active): self._desk.fail(job, error)
         for t in self._desk.threads:
             if t is not threading.current_thread(): t.join()
-
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
     asked = property(lambda self: self._desk.asked, doc="Positions asked so far.")

@@ -17,7 +17,7 @@ from PIL import Image
 
 # %% auto #0
 __all__ = ['DPI', 'STYLE', 'PARTS', 'ARROWS', 'GREEK', 'EXPLORERS', 'page_style', 'Picture', 'pipeline', 'data', 'quote',
-           'strip_figure', 'Explorer', 'explore']
+           'findings_table', 'claims_table', 'strip_figure', 'Explorer', 'explore']
 
 # %% ../nbs/00_lesson.ipynb #10e52b25
 DPI = 120
@@ -50,13 +50,13 @@ ARROWS = [     # from, to, what travels along it
 # %% ../nbs/00_lesson.ipynb #97b426f2
 def _png(
     fig:Figure,
-    small:bool=True,   # as few bytes as 128 colours need, for what is stored; False is faster, for a slider that waits
+    small:bool=True,   # as few bytes as 48 colours need, for what is stored; False is faster, for a slider that waits
 )->bytes:
     "The picture of a figure."
     canvas, out = FigureCanvasAgg(fig), io.BytesIO()
     canvas.draw()      # `savefig` would draw twice where there is a layout to compute
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    if small: picture.quantize(128, dither=Image.Dither.NONE).save(out, format="png", optimize=True)
+    if small: picture.quantize(48, Image.Quantize.FASTOCTREE).save(out, format="png", optimize=True)
     else: picture.save(out, format="png", compress_level=1)
     return out.getvalue()
 
@@ -127,13 +127,41 @@ def quote(
         if any(texts): return Markdown("\n".join("".join(t) for t in texts if t))
     raise ValueError(f"no cell of nbs/{page} with the tag {tag!r} has a stored text: run that page first")
 
+# %% ../nbs/00_lesson.ipynb #91e65ed8
+def findings_table(
+    *names:str,    # pages of nbs/findings
+    images:str="images",   # folder of their thumbnails, as seen from the page that shows the table
+    pages:str="findings",  # folder of the pages, likewise
+):                 # IPython Markdown
+    "Findings as a table: a thumbnail and a sentence each, from the cells of their pages with the tags of these names."
+    from IPython.display import Markdown
+    rows = []
+    for name in names:
+        sentence = " ".join(quote(f"findings/{name}.ipynb", "sentence").data.split())
+        picture = f'<img src="{images}/{name}.png" width="280" alt="{name}">'
+        rows.append(f"| {picture} | {sentence} [Read it]({pages}/{name}.ipynb) |")
+    return Markdown("\n".join(["| | |", "|---|---|", *rows]))
+
 # %% ../nbs/00_lesson.ipynb #f77547bc
+def claims_table(
+    *names:str,    # pages of nbs/findings
+):                 # IPython Markdown
+    "Findings as a table: title and claim, both from the first cell of their pages."
+    from IPython.display import Markdown
+    rows = ["| finding | the claim |", "|---|---|"]
+    for name in names:
+        page = json.loads((data("positions.jsonl").parent.parent/f"findings/{name}.ipynb").read_text(encoding="utf-8"))
+        title, claim = (s.strip("#> \n") for s in "".join(page["cells"][0]["source"]).split("\n\n", 1))
+        rows.append(f"| [{title}]({name}.ipynb) | {' '.join(claim.split())} |")
+    return Markdown("\n".join(rows))
+
+# %% ../nbs/00_lesson.ipynb #5db8bab5
 def _figure(size:tuple[float, float])->Figure:
     "An empty figure in the style of the pages, without pyplot, so that nothing shows it by itself."
     fig = Figure(figsize=size, dpi=DPI, layout="constrained")
     return fig
 
-# %% ../nbs/00_lesson.ipynb #0ab7f86f
+# %% ../nbs/00_lesson.ipynb #c6ac2a43
 def strip_figure(
     draw:Callable[..., None],        # draw(fig, **values) fills an empty Figure or SubFigure
     positions:Sequence[dict],        # values of each picture
@@ -148,7 +176,7 @@ def strip_figure(
         draw(part, **values)
     return fig
 
-# %% ../nbs/00_lesson.ipynb #5db8bab5
+# %% ../nbs/00_lesson.ipynb #d0a0a8b0
 GREEK = dict(epsilon="ε", tau="τ", rho="ρ", gamma="γ", beta="β", sigma="σ", advantage="A", lr="learning rate")
 
 def _control(name:str, values, start):
@@ -163,7 +191,7 @@ def _control(name:str, values, start):
     kind = w.FloatSlider if any(isinstance(v, float) for v in (*values, start)) else w.IntSlider
     return kind(value=start, min=low, max=high, step=step, **look)
 
-# %% ../nbs/00_lesson.ipynb #c6ac2a43
+# %% ../nbs/00_lesson.ipynb #5b0e5528
 EXPLORERS:list["Explorer"] = []      # what this process has shown, for tests to move
 
 class Explorer:
@@ -200,7 +228,7 @@ class Explorer:
 
     def _ipython_display_(self)->None: "Nothing: `explore` has shown it."
 
-# %% ../nbs/00_lesson.ipynb #d0a0a8b0
+# %% ../nbs/00_lesson.ipynb #04ed3fe6
 def explore(
     draw:Callable[..., None],        # draw(fig, **values) fills an empty Figure or SubFigure, in less than 0.1 s
     positions:Sequence[dict],        # values of the still pictures; the sliders start at the first

@@ -16,14 +16,17 @@ from torch import Tensor
 
 from .board import ACTION_FROM, ACTION_PROMO, ACTION_TO
 from .labels import UNKNOWN, LabelError, Labels, join, read_manifest, read_shard
+from .measures import given_away
 from .model import MoveDist, Policy
 from .reward import win_probability
 
 # %% auto #0
-__all__ = ['TARGETS', 'MEASURES', 'soft_targets', 'best_targets', 'Batch', 'to_batch', 'turn_round', 'cross_entropy', 'measure',
-           'measure_labels', 'Stream']
+__all__ = ['TARGETS', 'MEASURES', 'soft_targets', 'best_targets', 'LabelBatch', 'to_batch', 'turn_round', 'cross_entropy',
+           'measure', 'measure_labels', 'training_shards', 'deal', 'Stream']
 
 # %% ../nbs/09_targets.ipynb #9570c856
+TARGETS = ("soft", "best")
+
 def soft_targets(
     win:Tensor,        # [n, L] win probability after each move; nan: not known, or padding
     tau:float,         # win probability that is worth one nat
@@ -39,37 +42,39 @@ def best_targets(
     best = value == value.amax(-1, keepdim=True)
     return best/best.sum(-1, keepdim=True)
 
-TARGETS = ("soft", "best")
-
 # %% ../nbs/09_targets.ipynb #452523c7
 @dataclass
-class Batch:
+class LabelBatch:
     "Padded positions with their targets."
     tokens: Tensor     # [n, 65]
     legal: Tensor      # [n, L] actions, padding -1
     win: Tensor        # [n, L] win probability after each move; nan: not known, or padding
     target: Tensor     # [n, L] what to imitate
 
-    def to(self, device)->Batch: return Batch(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
+    def to(self, device)->LabelBatch:
+        "The same on another device."
+        return LabelBatch(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
 
 def to_batch(
     labels:Labels,
     index:np.ndarray,            # [n] positions
     targets:str="soft",          # one of TARGETS
-    tau:float=.03,
+    tau:float=.03,               # of the soft targets
     mirror:np.ndarray|None=None, # [n] bool: turn these boards left to right
-)->Batch:
+)->LabelBatch:
     "A batch for training."
     tok, legal, scores, probs = labels.rows(index)
     if mirror is not None: tok, legal = turn_round(tok, legal, mirror)
     win = torch.as_tensor(np.where(scores == UNKNOWN, np.float32(np.nan), win_probability(scores)))
     known = win if probs is None else torch.as_tensor(probs)
-    target = best_targets(known) if targets == "best" else soft_targets(win, tau) if probs is None else known
-    return Batch(torch.as_tensor(tok), torch.as_tensor(legal), win, target)
+    if targets == "best": target = best_targets(known)
+    else: target = soft_targets(win, tau) if probs is None else known
+    return LabelBatch(torch.as_tensor(tok), torch.as_tensor(legal), win, target)
 
 # %% ../nbs/09_targets.ipynb #e73fed71
 _SQUARES = list(zip(ACTION_FROM.tolist(), ACTION_TO.tolist(), ACTION_PROMO.tolist()))
-_FLIP = np.array([*({m: a for a, m in enumerate(_SQUARES)}[f ^ 7, t ^ 7, p] for f, t, p in _SQUARES), -1], np.int16)   # the last one is padding's
+_NUMBER = {move: action for action, move in enumerate(_SQUARES)}
+_FLIP = np.array([*(_NUMBER[f ^ 7, t ^ 7, p] for f, t, p in _SQUARES), -1], np.int16)      # the last one is padding's
 
 def turn_round(
     tok:np.ndarray,      # [n, 65]
@@ -77,15 +82,16 @@ def turn_round(
     which:np.ndarray,    # [n] bool; positions with castling rights stay as they are
 )->tuple[np.ndarray, np.ndarray]:
     "Left and right exchanged: without castling the rules of chess cannot tell them apart."
-    which = (which & ~((tok[:, :64] == 13) | (tok[:, :64] == 14)).any(1))[:, None]
+    castles = ((tok[:, :64] == 13) | (tok[:, :64] == 14)).any(1)
+    flip = (which & ~castles)[:, None]
     other = np.concatenate([tok[:, :64].reshape(-1, 8, 8)[:, :, ::-1].reshape(-1, 64), tok[:, 64:]], 1)
-    return np.where(which, other, tok), np.where(which, _FLIP[legal], legal)
+    return np.where(flip, other, tok), np.where(flip, _FLIP[legal], legal)
 
 # %% ../nbs/09_targets.ipynb #b1192893
 def cross_entropy(
     dist:MoveDist,     # [n, L]
     target:Tensor,     # [n, L]
-)->Tensor:             # [n] nats
+)->Tensor:             # [n] nats; nan or infinite where the policy is
     "Cross-entropy to the targets; where the target is 0 nothing counts, padding neither."
     return -(target*dist.logp.masked_fill(target == 0, 0.)).sum(-1)
 
@@ -99,84 +105,97 @@ MEASURES = {
     "regret_greedy": "the same for the most likely move"}
 
 def measure(
-    dist:MoveDist,     # [n, L]
-    batch:Batch,       # [n]
-)->dict[str, Tensor]:  # [n] each; regret is nan where some move has no value
+    dist:MoveDist,       # [n, L]
+    batch:LabelBatch,    # [n]
+)->dict[str, Tensor]:    # [n] each; regret is nan where some move has no value
     "What MEASURES says, position by position; perplexity comes from the mean loss."
-    best, p, order = batch.target.amax(-1, keepdim=True), dist.probs, dist.logp.topk(min(5, dist.logp.shape[-1])).indices
-    right = (batch.target.gather(-1, order) >= best).float()
-    gap = torch.where(dist.legal, batch.win.nan_to_num(-torch.inf).amax(-1, keepdim=True) - batch.win, 0.)      # [n, L] given away by each move
-    return dict(loss=cross_entropy(dist, batch.target), accuracy=right[:, 0], top5=right.amax(-1), entropy=dist.entropy(),
-                regret=(p*gap).sum(-1), regret_greedy=gap.gather(-1, order[:, :1])[:, 0] + 0*gap.sum(-1))
+    order = dist.logp.topk(min(5, dist.logp.shape[-1])).indices
+    right = (batch.target.gather(-1, order) >= batch.target.amax(-1, keepdim=True)).float()
+    gap = torch.where(dist.legal, given_away(batch.win), 0.)             # [n, L]
+    return dict(loss=cross_entropy(dist, batch.target), accuracy=right[:, 0], top5=right.amax(-1),
+                entropy=dist.entropy(), regret=(dist.probs*gap).sum(-1),
+                regret_greedy=gap.gather(-1, order[:, :1])[:, 0] + 0*gap.sum(-1))
 
 # %% ../nbs/09_targets.ipynb #1dc45d1d
 @torch.no_grad()
 def measure_labels(
     policy:Policy,
     labels:Labels,
-    targets:str="soft",
-    tau:float=.03,
+    targets:str="soft",  # one of TARGETS
+    tau:float=.03,       # of the soft targets
     size:int=512,        # positions at once
 )->dict[str, float]:
-    "Means of MEASURES over all positions for which they are known."
-    total, n = {}, {}
+    "Means of MEASURES; of regret over the positions for which it is known, of the loss over all of them."
+    total, count = dict.fromkeys(MEASURES, 0.), dict.fromkeys(MEASURES, 0)
     for index in np.array_split(np.arange(len(labels)), -(-len(labels)//size)):
         batch = to_batch(labels, index, targets, tau).to(policy.device)
-        for k, v in measure(policy.dist(batch.tokens, batch.legal), batch).items():
-            total[k], n[k] = total.get(k, 0.) + v.double().nansum().item(), n.get(k, 0) + int((~v.isnan()).sum())
-    mean = {k: total[k]/n[k] if n[k] else math.nan for k in total}
-    return {k: math.exp(mean["loss"]) if k == "perplexity" else mean[k] for k in MEASURES}
+        for name, value in measure(policy.dist(batch.tokens, batch.legal), batch).items():
+            total[name] += value.double().nansum().item()
+            count[name] += int((~value.isnan()).sum())
+    mean = {name: total[name]/count[name] if count[name] else math.nan for name in MEASURES}
+    if count["loss"] < len(labels): mean["loss"] = math.nan           # a network that is broken somewhere is broken
+    return mean | dict(perplexity=math.inf if mean["loss"] > 700 else math.exp(mean["loss"]))
+
+# %% ../nbs/09_targets.ipynb #3ccc3b70
+def training_shards(folder:Path, held:int)->dict[str, int]:    # name -> number of positions
+    "The shards that are there now, without the first `held`; LabelError if none is left."
+    found = {s["name"]: s["rows"] for s in read_manifest(folder)["shards"]}
+    if len(found) > held: return dict(list(found.items())[held:])
+    raise LabelError(f"{folder} has {len(found)} shards, of which {held} are held out: it takes at least {held + 1}; "
+                     "label more, or with fewer --rows")
+
+def deal(
+    rows:dict[str, int],        # shards, and their positions
+    window:int,                 # positions that fit into memory
+    rng:np.random.Generator,
+)->list[list[str]]:
+    "Shards divided at random into groups that fit into memory."
+    names, size = list(rows), 0
+    groups:list[list[str]] = [[]]
+    for name in (names[i] for i in rng.permutation(len(names))):
+        if groups[-1] and size + rows[name] > window: groups, size = [*groups, []], 0
+        groups[-1].append(name)
+        size += rows[name]
+    return [sorted(group) for group in groups]
 
 # %% ../nbs/09_targets.ipynb #b7727327
 class Stream:
     "Batches from the shards of a folder, in random order, epoch after epoch."
-    def __init__(self,
-        folder:str|Path,
-        batch:int,               # positions
-        seed:int,
-        held:int=1,              # first shards, which are left out
-        window:int=2_000_000,    # positions in memory
-    ):
-        self.folder, self.batch, self.seed, self.held, self.window = Path(folder), batch, seed, held, window
-        self.epoch, self.group, self.at, self.rows = 0, 0, 0, self.shards()
-        self.names, self.labels, self.order = [], None, None      # what is in memory, and its order
-
-    def shards(self)->dict[str, int]:    # name -> number of positions
-        "Training shards that are there now."
-        found = {s["name"]: s["rows"] for s in read_manifest(self.folder)["shards"]}
-        if len(found) <= self.held: raise LabelError(f"{self.folder} has {len(found)} shards, of which {self.held} are held out: it takes at least {self.held + 1}; label more, or with fewer --rows")
-        return dict(list(found.items())[self.held:])
+    def __init__(self, folder:str|Path, batch:int, seed:int, held:int=1, window:int=2_000_000):
+        self.folder, self.batch, self.seed = Path(folder), batch, seed
+        self.held, self.window = held, window       # first shards, which are left out; positions in memory
+        self.epoch, self.group, self.place, self.rows = 0, 0, 0, training_shards(self.folder, held)
+        self.names:list[str] = []                   # what is in memory,
+        self.labels:Labels = join([])               # read,
+        self.order:np.ndarray|None = None           # and in which order it comes
 
     def groups(self)->list[list[str]]:
-        "The epoch's shards, divided at random into groups that fit into memory."
-        names, out, size = list(self.rows), [[]], 0
-        for name in (names[i] for i in np.random.default_rng([self.seed, self.epoch]).permutation(len(names))):
-            if out[-1] and size + self.rows[name] > self.window: out.append([]); size = 0
-            out[-1].append(name); size += self.rows[name]
-        return [sorted(group) for group in out]
+        "How this epoch goes through the shards."
+        return deal(self.rows, self.window, np.random.default_rng([self.seed, self.epoch]))
 
-    def load(self)->None:
-        "Read the present group unless it is in memory, and shuffle it."
+    def load(self)->np.ndarray:
+        "Read the present group unless it is in memory; the order of its positions."
         if self.names != (names := self.groups()[self.group]):
-            self.labels = None                                    # room for the next one
-            self.names, self.labels = names, join([read_shard(self.folder/name, self.rows[name]) for name in names])
-        self.order = np.random.default_rng([self.seed, self.epoch, self.group]).permutation(len(self.labels))
+            self.labels = join([])                  # room for the next one
+            self.names, self.labels = names, join([read_shard(self.folder/n, self.rows[n]) for n in names])
+        return np.random.default_rng([self.seed, self.epoch, self.group]).permutation(len(self.labels))
 
     def next(self)->tuple[Labels, np.ndarray]:
         "The next batch: labels, and which of them."
-        if self.order is None: self.load()
-        size = min(self.batch, len(self.labels))
-        index, self.at = self.order[self.at:self.at + size], self.at + size
-        labels = self.labels
-        if self.at + size > len(labels): self.advance()
+        if self.order is None: self.order = self.load()
+        labels, size = self.labels, min(self.batch, len(self.labels))
+        index, self.place = self.order[self.place:self.place + size], self.place + size
+        if self.place + size > len(labels): self.advance()
         return labels, index
 
     def advance(self)->None:
         "On to the next group, or to a new epoch with the shards that are there by then."
-        self.at, self.group, self.order, last = 0, self.group + 1, None, len(self.groups())
-        if self.group == last: self.epoch, self.group, self.rows = self.epoch + 1, 0, self.shards()
+        self.place, self.group, self.order, last = 0, self.group + 1, None, len(self.groups())
+        if self.group < last: return
+        self.epoch, self.group, self.rows = self.epoch + 1, 0, training_shards(self.folder, self.held)
 
-    def state(self)->dict: return dict(epoch=self.epoch, group=self.group, at=self.at, rows=dict(self.rows))
+    def state(self)->dict: return dict(epoch=self.epoch, group=self.group, at=self.place, rows=dict(self.rows))
     def load_state(self, state:dict)->None:
-        self.epoch, self.group, self.at, self.rows = (state[k] for k in ("epoch", "group", "at", "rows"))
+        "Stand where another stream stood."
+        self.epoch, self.group, self.place, self.rows = (state[k] for k in ("epoch", "group", "at", "rows"))
         self.order = None

@@ -14,9 +14,14 @@ from grpo_chess.labels import ACTION_SPACE, make_labels, write_manifest, write_s
 TOP = Path(__file__).resolve().parent.parent
 ENV = os.environ | {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}
 FIELDS = ("tokens", "offset", "actions", "scores")
-same = lambda a, b: all(np.array_equal(getattr(a, f), getattr(b, f)) for f in FIELDS)
 
-def cli(*argv, **kw): return subprocess.run([sys.executable, "-m", "grpo_chess.pretrain", *map(str, argv)], env=ENV, capture_output=True, text=True, timeout=300, **kw)
+def same(a, b):
+    "Whether two sets of labels are equal, but for their probabilities."
+    return all(np.array_equal(getattr(a, f), getattr(b, f)) for f in FIELDS)
+
+def cli(*argv, **kw):
+    return subprocess.run([sys.executable, "-m", "grpo_chess.pretrain", *map(str, argv)], env=ENV, capture_output=True,
+                          text=True, timeout=300, **kw)
 
 def played(n, seed=0, plies=80):
     "Boards reached by random play, none finished."
@@ -33,8 +38,9 @@ def made_up(n, seed=0):
     "Labels without an engine: captures are good, and the rest is chance."
     boards, rng = played(n, seed), np.random.default_rng(seed)
     legal = [legal_actions(b) for b in boards]
-    value = lambda b, a: int(rng.integers(-50, 50)) + 300*b.is_capture(action_to_move(a, b.turn))
-    return make_labels(tokens(boards), legal, [[value(b, a) for a in l] for b, l in zip(boards, legal)])
+    def value(b, a):
+        return int(rng.integers(-50, 50)) + 300*b.is_capture(action_to_move(a, b.turn))
+    return make_labels(tokens(boards), legal, [[value(b, a) for a in actions] for b, actions in zip(boards, legal)])
 
 def folder_of(path, shards, rows=64, seed=0):
     "A folder of made-up labels."

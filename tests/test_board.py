@@ -73,7 +73,8 @@ def scatter(n, seed):
         if rng.random() < 0.5: board.ep_square = 8 * (5 if mine else 2) + file + 1
         free = [s for s in range(64) if not board.piece_at(s)]
         pieces = ["K", "k"] + rng.choices("QRBNqrbn", k=rng.randrange(3, 9))
-        for square, piece in zip(rng.sample(free, len(pieces)), pieces): board.set_piece_at(square, chess.Piece.from_symbol(piece))
+        for square, piece in zip(rng.sample(free, len(pieces)), pieces):
+            board.set_piece_at(square, chess.Piece.from_symbol(piece))
         if board.status() == chess.STATUS_VALID: out.append(board)
     return out
 
@@ -93,7 +94,8 @@ def test_action_space():
         (df := abs(f % 8 - t % 8)) == (dr := abs(f // 8 - t // 8)) or 0 in (df, dr) or {df, dr} == {1, 2})}
     assert {(f, t) for f, t, p in triples if p == 0} == rows and len(rows) == 1792
     for a, text in enumerate(ACTIONS):
-        assert text == chess.SQUARE_NAMES[ACTION_FROM[a]] + chess.SQUARE_NAMES[ACTION_TO[a]] + " nbrq"[ACTION_PROMO[a]].strip()
+        squares = chess.SQUARE_NAMES[ACTION_FROM[a]] + chess.SQUARE_NAMES[ACTION_TO[a]]
+        assert text == squares + " nbrq"[ACTION_PROMO[a]].strip()
 
 
 def test_actions_and_moves_are_one_to_one():
@@ -101,7 +103,8 @@ def test_actions_and_moves_are_one_to_one():
         moves = [action_to_move(a, turn) for a in range(1968)]
         assert len(set(moves)) == 1968
         assert [move_to_action(m, turn) for m in moves] == list(range(1968))
-        assert [move_to_action(chess.Move(m.from_square, m.to_square, m.promotion), turn) for m in moves] == list(range(1968))
+        assert [move_to_action(chess.Move(m.from_square, m.to_square, m.promotion), turn)
+                for m in moves] == list(range(1968))
     assert [action_to_move(a, chess.WHITE).uci() for a in range(1968)] == ACTIONS
     for a in range(1968):
         white, black = action_to_move(a, True), action_to_move(a, False)
@@ -161,7 +164,8 @@ def test_en_passant_that_opens_a_line_is_forbidden(fen, move):
     assert 15 not in tokens([board])[0, :64] and position_key(board).split()[3] == "-"
 
 
-@pytest.mark.parametrize("fen", ["8/8/8/8/8/8/8/4K3 w - - 0 1", "8/8/8/8/8/8/8/4K3 b - - 0 1", "8/8/8/8/8/8/8/8 w - - 0 1"])
+@pytest.mark.parametrize("fen", ["8/8/8/8/8/8/8/4K3 w - - 0 1", "8/8/8/8/8/8/8/4K3 b - - 0 1",
+                                 "8/8/8/8/8/8/8/8 w - - 0 1"])
 def test_a_board_without_both_kings_is_refused(fen):
     with pytest.raises(ValueError, match="not standard chess"): legal_actions(chess.Board(fen))
 
@@ -300,7 +304,8 @@ def test_position_key_of_rights_that_are_none():
 
 @pytest.mark.parametrize("fen, words", [
     ("", "is not a position"), ("hello", "is not a position"), (None, "not a text"), (7, "not a text"),
-    ("8/8/8/8/8/8/8 w - - 0 1", "8 rows"), ("8/8/8/8/8/8/8/7X w - - 0 1", "X"), ("4k3/8/8/8/8/8/8/4K3 x - - 0 1", "expected 'w' or 'b'"),
+    ("8/8/8/8/8/8/8 w - - 0 1", "8 rows"), ("8/8/8/8/8/8/8/7X w - - 0 1", "X"),
+                                        ("4k3/8/8/8/8/8/8/4K3 x - - 0 1", "expected 'w' or 'b'"),
     ("8/8/8/8/8/8/8/8 w - - 0 1", "there are no pieces"), ("8/8/8/8/8/8/8/4k3 w - - 0 1", "white has no king"),
     ("8/8/8/8/8/8/8/4K3 w - - 0 1", "black has no king"), ("4k3/8/8/8/8/8/8/K1K5 w - - 0 1", "more than two kings"),
     ("4k3/P7/P7/P7/PP6/PP6/PP6/4K3 w - - 0 1", "white has more than 8 pawns"),

@@ -1,6 +1,7 @@
 "Labels and their files: what the notebook shows on one case, on many; and every way in which a file can be wrong."
 import dataclasses
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 
 from grpo_chess.board import legal_actions, position_key, tokens
 from grpo_chess.engine import EngineConfig, EngineError, EnginePool
-from grpo_chess.labels import (UNKNOWN, LabelConfig, LabelError, SelfPlay, draw_moves, join, label, make_shard, read_manifest, read_shard, write_shard)
+from grpo_chess.labels import (STALE, UNKNOWN, LabelConfig, LabelError, SelfPlay, draw_moves, join, label, make_folder,
+                               make_shard, read_manifest, read_shard, write_shard)
 from grpo_chess.reward import MOVE_NAMES, arrange, win_probability
 from made_up import ENV, cli, made_up, same
 
@@ -24,7 +26,8 @@ def pool():
 
 def test_every_legal_move_has_the_value_that_the_engine_gives_it(pool):
     shard = make_shard(pool, LabelConfig(rows=300, games=32, seed=3), 0)
-    half = SelfPlay(LabelConfig(rows=300, games=32, seed=3), np.random.Generator(np.random.PCG64([3, 0])))      # the games with which the shard begins
+    # the games with which the shard begins
+    half = SelfPlay(LabelConfig(rows=300, games=32, seed=3), np.random.Generator(np.random.PCG64([3, 0])))
     boards = {tokens([b])[0].tobytes(): b for b, _, _ in half.games}
     found = [(i, boards[t.tobytes()]) for i, t in enumerate(shard.tokens) if t.tobytes() in boards]
     assert len(found) >= 16
@@ -44,13 +47,17 @@ def test_a_shard_depends_on_seed_and_number_alone(pool):
 def test_killed_labelling_goes_on_to_the_same_bytes(tmp_path):
     args = ["label", "--positions", 500, "--rows", 100, "--games", 16, "--seed", 4, "--engine.processes", 1]
     assert cli(*args, "--out", tmp_path/"whole").returncode == 0
-    broken = subprocess.Popen([sys.executable, "-m", "grpo_chess.pretrain", *map(str, args), "--out", str(tmp_path/"broken")], env=ENV, stderr=subprocess.DEVNULL)
+    broken = subprocess.Popen([sys.executable, "-m", "grpo_chess.pretrain", *map(str, args), "--out",
+                               str(tmp_path/"broken")], env=ENV, stderr=subprocess.DEVNULL)
     until = time.time() + 120
     while time.time() < until and not list((tmp_path/"broken").glob("shard-*.parquet")): time.sleep(.02)
-    broken.send_signal(signal.SIGKILL); broken.wait()
-    (tmp_path/"broken"/"shard-00004.parquet.tmp").write_bytes(b"half of it")
+    broken.send_signal(signal.SIGKILL)
+    broken.wait()
+    (tmp_path/"broken"/"shard-00004.parquet.123.tmp").write_bytes(b"half of it")
+    for left in (tmp_path/"broken").glob("*.tmp"): os.utime(left, (0, time.time() - 2*STALE))      # ten minutes later
     assert cli(*args, "--out", tmp_path/"broken").returncode == 0
-    files = lambda name: {p.name: p.read_bytes() for p in (tmp_path/name).iterdir()}
+    def files(name):
+        return {p.name: p.read_bytes() for p in (tmp_path/name).iterdir()}
     assert files("whole") == files("broken") and len(files("whole")) == 6
 
 def test_two_machines_share_the_work(tmp_path):
@@ -61,19 +68,51 @@ def test_two_machines_share_the_work(tmp_path):
     for p in (tmp_path/"m1").glob("*.parquet"): p.rename(tmp_path/"m0"/p.name)
     manifest = label(dataclasses.replace(cfg, out=str(tmp_path/"m0")), quiet=True)     # adopts them, and makes nothing
     assert manifest == read_manifest(tmp_path/"one") and manifest["rows_in_all"] == 400
-    with pytest.raises(LabelError, match="seed = 0; here seed = 1"): label(dataclasses.replace(cfg, out=str(tmp_path/"m0"), seed=1), quiet=True)
+    with pytest.raises(LabelError, match="seed = 0; here seed = 1"):
+        label(dataclasses.replace(cfg, out=str(tmp_path/"m0"), seed=1), quiet=True)
+
+def test_two_processes_in_one_folder_leave_each_other_s_files_alone(tmp_path):
+    "Both wrote manifest.json.tmp, and each deleted the shard that the other was writing."
+    args = ["label", "--positions", 1200, "--rows", 100, "--games", 16, "--engine.processes", 1, "--out",
+            tmp_path/"both"]
+    def start(part):
+        command = [sys.executable, "-m", "grpo_chess.pretrain", *map(str, args), "--part", part]
+        return subprocess.Popen(command, env=ENV, stderr=subprocess.PIPE, text=True)
+    runs = [start("0/2"), start("1/2")]
+    said = [run.communicate(timeout=300)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert len(list((tmp_path/"both").glob("*.parquet"))) == 12 and not list((tmp_path/"both").glob("*.tmp"))
+    young, old = tmp_path/"both/shard-00099.parquet.77.tmp", tmp_path/"both/manifest.json.78.tmp"
+    for path in (young, old): path.write_bytes(b"half of it")
+    os.utime(old, (0, time.time() - 2*STALE))
+    make_folder(tmp_path/"both")
+    assert young.exists() and not old.exists()
+
+def test_damaged_headers_and_manifests_are_one_line(tmp_path):
+    table = pa.table({k: [] for k in ("tokens",)}).replace_schema_metadata({"grpo_chess": "{not json"})
+    pq.write_table(table, tmp_path/"x.parquet")
+    with pytest.raises(LabelError, match="x.parquet is damaged: its header"): read_shard(tmp_path/"x.parquet")
+    for text, match in (("{", "cannot be read"), ("[]", "lists no shards"), ('{"shards": [3]}', "lists no shards"),
+                        ('{"shards": [{"name": "a"}]}', "lists no shards")):
+        (tmp_path/"manifest.json").write_text(text)
+        with pytest.raises(LabelError, match=match) as e: read_manifest(tmp_path)
+        assert "\n" not in str(e.value)
 
 def test_a_missing_or_strange_answer_stops_the_labelling():
-    board = chess.Board(); legal = legal_actions(board); answer = {m.uci(): 0 for m in board.legal_moves}
+    board = chess.Board()
+    legal = legal_actions(board)
+    answer = {m.uci(): 0 for m in board.legal_moves}
     assert arrange(answer, legal, board) == [0]*20
-    for wrong in ({k: v for k, v in answer.items() if k != "e2e4"}, {("e2e5" if k == "e2e4" else k): v for k, v in answer.items()}):
+    missing = {k: v for k, v in answer.items() if k != "e2e4"}
+    for wrong in (missing, missing | dict(e2e5=0)):
         with pytest.raises(EngineError, match="e2e4"): arrange(wrong, legal, board)
 
 def test_moves_are_drawn_from_the_mixture():
     rng, scores = np.random.default_rng(0), np.array([[300, 250, -100, 20, 7777]])
     win = win_probability(scores[0, :4]).astype(float)
     for tau, uniform in ((.02, 0.), (.02, .3), (.1, .15)):
-        p = np.exp(win/tau); p = (1 - uniform)*p/p.sum() + uniform/4
+        p = np.exp(win/tau)
+        p = (1 - uniform)*p/p.sum() + uniform/4
         n = 40_000
         drawn = draw_moves(np.repeat(scores, n, 0), np.full(n, 4), np.full(n, tau), uniform, rng.random(n))
         assert np.abs(np.bincount(drawn, minlength=5)/n - [*p, 0]).max() < 4*.5/math.sqrt(n)
@@ -82,7 +121,8 @@ def test_moves_are_drawn_from_the_mixture():
 
 def test_shards_come_back_as_they_were(tmp_path):
     whole = made_up(50)
-    soft = dataclasses.replace(whole, probs=np.concatenate([np.full(c, 1/c, np.float32) for c in np.diff(whole.offset)]))
+    soft = dataclasses.replace(whole, probs=np.concatenate([np.full(c, 1/c, np.float32)
+                                                            for c in np.diff(whole.offset)]))
     for name, x in (("a", whole), ("b", soft), ("one", whole.take(np.array([7])))):
         write_shard(tmp_path/name, x, dict(seed=1))
         back = read_shard(tmp_path/name)
@@ -98,32 +138,40 @@ def test_a_shard_cut_short_is_refused_by_name(tmp_path, cut):
     with pytest.raises(LabelError, match="x.parquet is no whole Parquet file"): read_shard(tmp_path/"x.parquet")
 
 def test_other_damage_is_refused_with_its_row(tmp_path, monkeypatch):
-    good = made_up(40); at = int(good.offset[17])
+    good = made_up(40)
+    at = int(good.offset[17])
     def refused(match, **change):
         write_shard(tmp_path/"x.parquet", dataclasses.replace(good, **change), {})
         with pytest.raises(LabelError, match=match): read_shard(tmp_path/"x.parquet")
-    def changed(name, i, v): x = getattr(good, name).copy(); x[i] = v; return {name: x}
+    def changed(name, i, v):
+        x = getattr(good, name).copy()
+        x[i] = v
+        return {name: x}
     refused("row 17: a move", **changed("actions", at, 1968))
     refused("row 17: a move", **changed("actions", at, -1))
     refused("row 17: a score", **changed("scores", at, 32001))
     refused("row 17: a token", **changed("tokens", (17, 3), 16))
     refused("row 17: no move with a score", **changed("scores", slice(at, int(good.offset[18])), UNKNOWN))
-    probs = np.concatenate([np.full(c, 1/c, np.float32) for c in np.diff(good.offset)]); probs[at] += .1
+    probs = np.concatenate([np.full(c, 1/c, np.float32) for c in np.diff(good.offset)])
+    probs[at] += .1
     refused("row 17: probabilities", probs=probs)
     write_shard(tmp_path/"x.parquet", good, {})
     with pytest.raises(LabelError, match="has 40 rows; its manifest says 41"): read_shard(tmp_path/"x.parquet", 41)
     pq.write_table(pa.table(dict(a=[1])), tmp_path/"y.parquet")
     with pytest.raises(LabelError, match="y.parquet is not one of our"): read_shard(tmp_path/"y.parquet")
     monkeypatch.setattr("grpo_chess.labels.ACTION_SPACE", "another")
-    with pytest.raises(LabelError, match="x.parquet is written in another action space"): read_shard(tmp_path/"x.parquet")
+    with pytest.raises(LabelError, match="x.parquet is written in another action space"):
+        read_shard(tmp_path/"x.parquet")
     (tmp_path/"manifest.json").write_text('{"shards": [], "action_space": "1"}')
     with pytest.raises(LabelError, match="manifest.json belongs to another"): read_manifest(tmp_path)
 
 def test_bits_that_flip_do_not_pass(tmp_path):
     write_shard(tmp_path/"x.parquet", made_up(40), {})
-    data = (tmp_path/"x.parquet").read_bytes(); good = read_shard(tmp_path/"x.parquet")
+    data = (tmp_path/"x.parquet").read_bytes()
+    good = read_shard(tmp_path/"x.parquet")
     for at in range(100, len(data) - 900, len(data)//25):
-        flipped = bytearray(data); flipped[at] ^= 4
+        flipped = bytearray(data)
+        flipped[at] ^= 4
         (tmp_path/"y.parquet").write_bytes(flipped)
         try: assert same(read_shard(tmp_path/"y.parquet"), good)
         except LabelError as e: assert "y.parquet" in str(e)

@@ -1,4 +1,7 @@
+import os
 import random
+import subprocess
+import sys
 
 import chess
 import numpy as np
@@ -6,7 +9,8 @@ import pytest
 
 from grpo_chess.board import PositionError, position_key, terminal
 from grpo_chess.engine import EngineConfig, EnginePool
-from grpo_chess.positions import (PHASES, PositionsConfig, phase_of, points, random_position, read_positions, start_positions,
+from grpo_chess.positions import (PHASES, PositionsConfig, phase_of, points, random_position, read_positions,
+                                  start_positions,
                                   within_window)
 
 
@@ -14,7 +18,8 @@ class Says:
     "A pool whose evaluation is a fixed function of the FEN; counts what it is asked."
     def __init__(self, score): self.score, self.asked, self.depths = score, 0, set()
     def evaluate(self, fens, depth=None):
-        self.asked += len(fens); self.depths.add(depth)
+        self.asked += len(fens)
+        self.depths.add(depth)
         return np.array([self.score(f) for f in fens], np.int32)
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,8 @@ def test_random_positions_are_in_their_phase_and_reached_by_legal_moves(phase, g
             assert again.is_legal(move)
             again.push(move)
         assert again.fen() == board.fen()
-    assert keys([random_position(random.Random(3), phase, greed)]) == keys([random_position(random.Random(3), phase, greed)])
+    first, second = (random_position(random.Random(3), phase, greed) for _ in range(2))
+    assert keys([first]) == keys([second])
 
 def test_endgames_really_are_endgames():
     for i in range(40):
@@ -58,7 +64,8 @@ def test_endgames_really_are_endgames():
             assert men[1] + 3*(men[2] + men[3]) + 5*men[4] + 9*men[5] <= 13
 
 def test_greed_reaches_endgames_sooner():
-    plies = {g: np.median([random_position(random.Random(i), "endgame", g, 39).ply() for i in range(30)]) for g in (0., .9)}
+    plies = {g: np.median([random_position(random.Random(i), "endgame", g, 39).ply() for i in range(30)])
+             for g in (0., .9)}
     assert plies[.9] < .6*plies[0.]
 
 
@@ -70,7 +77,8 @@ def test_window_uses_the_size_and_both_signs():
     assert pool.depths == {3}
 
 def test_a_missing_answer_is_an_error():
-    pool = Says(rough); pool.evaluate = lambda fens, depth=None: np.zeros(len(fens) - 1, np.int32)
+    pool = Says(rough)
+    pool.evaluate = lambda fens, depth=None: np.zeros(len(fens) - 1, np.int32)
     with pytest.raises(ValueError, match="1 of 2"): within_window([chess.Board()]*2, pool, 200, 1)
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -88,7 +96,8 @@ def test_sixty_four_starts_are_cheap(pool):
     assert pool.asked - asked < 400
 
 
-@pytest.mark.parametrize("cfg", [PositionsConfig(), PositionsConfig(window_cp=0), PositionsConfig(phase="endgame", window_cp=100)])
+@pytest.mark.parametrize("cfg", [PositionsConfig(), PositionsConfig(window_cp=0),
+                                 PositionsConfig(phase="endgame", window_cp=100)])
 def test_start_number_i_of_step_s(cfg):
     pool = Says(rough)
     whole = keys(start_positions(24, cfg, 7, 2, pool))
@@ -101,11 +110,12 @@ def test_start_number_i_of_step_s(cfg):
 
 def test_starts_are_the_same_in_another_process():
     "No hidden state: not the hash seed, not the global generators."
-    import os, subprocess, sys
     code = ("from grpo_chess.positions import *; from grpo_chess.board import position_key\n"
             "print([position_key(b) for b in start_positions(6, PositionsConfig(window_cp=0), 1, 2)])")
-    out = [subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": s, "PYTHONPATH": os.pathsep.join(sys.path)},
-                          capture_output=True, text=True, check=True).stdout for s in ("1", "2")]
+    def said(seed):
+        env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    out = [said("1"), said("2")]
     assert out[0] == out[1] == f"{keys(start_positions(6, PositionsConfig(window_cp=0), 1, 2))}\n"
 
 def test_mixed_takes_all_phases_in_turn():
@@ -120,8 +130,10 @@ def test_window_without_engine_is_an_error():
     with pytest.raises(ValueError, match="window_cp = 200 needs an engine"): start_positions(1, PositionsConfig(), 0, 0)
 
 @pytest.mark.parametrize("wrong, message", [
-    (dict(phase="late"), "positions.phase = 'late' must be one of mixed, opening"), (dict(window_cp=-5), "positions.window_cp = -5"),
-    (dict(depth=0), "positions.depth = 0"), (dict(greed=1.5), "positions.greed = 1.5"), (dict(file="a.txt"), "positions.file = 'a.txt'")])
+    (dict(phase="late"), "positions.phase = 'late' must be one of mixed, opening"),
+                                            (dict(window_cp=-5), "positions.window_cp = -5"),
+    (dict(depth=0), "positions.depth = 0"), (dict(greed=1.5), "positions.greed = 1.5"),
+                                            (dict(file="a.txt"), "positions.file = 'a.txt'")])
 def test_config_errors(wrong, message):
     with pytest.raises(ValueError, match=message) as error: PositionsConfig(**wrong)
     assert "\n" not in str(error.value)
@@ -135,21 +147,27 @@ def write(folder, name, text):
     return folder/name
 
 def test_read_all_kinds(tmp_path):
-    fen = read_positions(write(tmp_path, "a.fen", f"\ufeff# book\n\n{chess.STARTING_FEN}\n8/8/4k3/8/8/4K3/8/Q7 b - - 3 60\n"))
+    fen = read_positions(write(tmp_path, "a.fen",
+                               f"\ufeff# book\n\n{chess.STARTING_FEN}\n8/8/4k3/8/8/4K3/8/Q7 b - - 3 60\n"))
     assert [b.fen() for b in fen] == [chess.STARTING_FEN, "8/8/4k3/8/8/4K3/8/Q7 b - - 3 60"]
-    epd = read_positions(write(tmp_path, "a.epd", '8/8/4k3/8/8/4K3/8/Q7 w - - hmvc 7; bm Qd4; id "x y";\n' + chess.STARTING_FEN + "\n"))
+    epd = read_positions(write(tmp_path, "a.epd",
+                               '8/8/4k3/8/8/4K3/8/Q7 w - - hmvc 7; bm Qd4; id "x y";\n' + chess.STARTING_FEN + "\n"))
     assert [b.halfmove_clock for b in epd] == [7, 0] and epd[1].fen() == chess.STARTING_FEN
     pgn = read_positions(write(tmp_path, "a.pgn", PGN))
     assert [len(b.move_stack) for b in pgn] == [0, 1, 2, 3, 4, 0, 1]
-    assert [m.uci() for m in pgn[4].move_stack] == ["e2e4", "e7e5", "g1f3", "b8c6"] and pgn[6].fen().startswith("8/8/Q3k3")
+    assert [m.uci() for m in pgn[4].move_stack] == ["e2e4", "e7e5", "g1f3", "b8c6"]
+    assert pgn[6].fen().startswith("8/8/Q3k3")
 
 @pytest.mark.parametrize("name, text, line, says", [
-    ("b.fen", f"{chess.STARTING_FEN}\n\n4k3/8/8/8/8/8/8/8 w - - 0 1\n", 3, "4k3/8/8/8/8/8/8/8 w - - 0 1' is not a position: white has no king"),
+    ("b.fen", f"{chess.STARTING_FEN}\n\n4k3/8/8/8/8/8/8/8 w - - 0 1\n", 3,
+     "4k3/8/8/8/8/8/8/8 w - - 0 1' is not a position: white has no king"),
     ("b.fen", "hello\n", 1, "'hello'"),
     ("b.epd", "8/8/4k3/8/8/4K3/8/Q7 w - - bm Qd4;\n8/8/4k3/8/8/4K3/8/Q6 w - -\n", 2, "8/8/4k3/8/8/4K3/8/Q6"),
     ("b.epd", "8/8/8/8/8/4K3/8/Q7 w - -\n", 1, "black has no king"),
-    ("b.pgn", '[Event "a"]\n\n1. e4 e5\n2. Ke3 *\n', 4, "illegal san: 'Ke3' in rnbqkbnr/pppp1ppp/8/4p3/4P3/8/PPPP1PPP/RNBQKBNR"),
-    ("b.pgn", '[Event "a"]\n\n1. e4 *\n\n[FEN "8/8/8/8/8/4K3/8/Q7 w - - 0 1"]\n\n1. Qa2 *\n', 5, "8/8/8/8/8/4K3/8/Q7 w - - 0 1"),
+    ("b.pgn", '[Event "a"]\n\n1. e4 e5\n2. Ke3 *\n', 4,
+     "illegal san: 'Ke3' in rnbqkbnr/pppp1ppp/8/4p3/4P3/8/PPPP1PPP/RNBQKBNR"),
+    ("b.pgn", '[Event "a"]\n\n1. e4 *\n\n[FEN "8/8/8/8/8/4K3/8/Q7 w - - 0 1"]\n\n1. Qa2 *\n', 5,
+     "8/8/8/8/8/4K3/8/Q7 w - - 0 1"),
     ("b.pgn", '[FEN "nonsense"]\n\n1. Qa2 *\n', 1, "nonsense"),
     ("b.pgn", '[Event "a"]\n[Variant "Atomic"]\n\n1. e4 *\n', 5, "only standard chess, not Atomic")])
 def test_bad_line_names_file_line_and_text(tmp_path, name, text, line, says):
@@ -160,11 +178,14 @@ def test_bad_line_names_file_line_and_text(tmp_path, name, text, line, says):
 
 def test_missing_file_and_unknown_kind(tmp_path):
     with pytest.raises(PositionError, match="there is no file"): read_positions(tmp_path/"no.fen")
-    with pytest.raises(PositionError, match="must end in .fen, .epd, .pgn"): read_positions(write(tmp_path, "a.txt", ""))
+    with pytest.raises(PositionError, match="must end in .fen, .epd, .pgn"):
+        read_positions(write(tmp_path, "a.txt", ""))
 
 def book(folder, n=150):
     boards = [random_position(random.Random(i), PHASES[i % 3]) for i in range(n)]
-    return boards, write(folder, "book.fen", "".join(f"{b.fen()}\n" for b in boards) + "7k/5Q2/6K1/8/8/8/8/8 b - - 0 1\n")   # the last one is stalemate
+    # the last one is stalemate
+    return boards, write(folder, "book.fen",
+                         "".join(f"{b.fen()}\n" for b in boards) + "7k/5Q2/6K1/8/8/8/8/8 b - - 0 1\n")
 
 @pytest.mark.parametrize("window", [0, 250])
 def test_starts_from_a_file(tmp_path, window):
@@ -182,10 +203,14 @@ def test_starts_from_a_file(tmp_path, window):
     assert keys(start_positions(20, cfg, 0, 4, pool)) == whole
 
 def test_finished_positions_are_no_starts(tmp_path):
-    path = write(tmp_path, "m.fen", "7k/6Q1/6K1/8/8/8/8/8 b - - 0 1\n8/8/4k3/8/8/4K3/8/Q7 w - - 0 1\n8/8/4k3/8/8/4K3/8/8 w - - 0 1\n")
-    assert set(keys(start_positions(5, PositionsConfig(file=str(path), window_cp=0), 0, 0))) == {"8/8/4k3/8/8/4K3/8/Q7 w - - 0 1"}
-    with pytest.raises(PositionError, match="no opening position"): start_positions(1, PositionsConfig(file=str(path), window_cp=0, phase="opening"), 0, 0)
+    path = write(tmp_path, "m.fen",
+                 "7k/6Q1/6K1/8/8/8/8/8 b - - 0 1\n8/8/4k3/8/8/4K3/8/Q7 w - - 0 1\n8/8/4k3/8/8/4K3/8/8 w - - 0 1\n")
+    assert set(keys(start_positions(5, PositionsConfig(file=str(path), window_cp=0), 0,
+                                    0))) == {"8/8/4k3/8/8/4K3/8/Q7 w - - 0 1"}
+    with pytest.raises(PositionError, match="no opening position"):
+        start_positions(1, PositionsConfig(file=str(path), window_cp=0, phase="opening"), 0, 0)
 
 def test_file_without_balanced_positions(tmp_path):
     _, path = book(tmp_path, 12)
-    with pytest.raises(PositionError, match="within 200 cp"): start_positions(3, PositionsConfig(file=str(path)), 0, 0, Says(lambda fen: -900))
+    with pytest.raises(PositionError, match="within 200 cp"):
+        start_positions(3, PositionsConfig(file=str(path)), 0, 0, Says(lambda fen: -900))

@@ -1,115 +1,35 @@
-"Supervised training: it resumes, it keeps the best, it refuses; evaluation, the card and the command line."
+"The four commands: evaluation, the card and the command line."
 import dataclasses
 import json
 import math
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import save_file
 
 import grpo_chess.pretrain as pretrain
 from grpo_chess.arena import ArenaError
-from grpo_chess.convert import ConvertConfig, convert
 from grpo_chess.engine import EngineConfig
-from grpo_chess.labels import LabelError, held_out, read_manifest, read_shard
-from grpo_chess.model import MODELS, ChessTransformer, Policy, WeightsError, load_model, pretrained, save_model
-from grpo_chess.pretrain import EvaluateConfig, Pretrainer, TrainConfig, UsageError, evaluate, resume_run, train
+from grpo_chess.labels import held_out, read_manifest
+from grpo_chess.model import MODELS, ChessTransformer, Policy, load_model
+from grpo_chess.pretrain import EvaluateConfig, evaluate
 from grpo_chess.settings import known_keys
+from grpo_chess.supervised import TrainConfig, train
 from grpo_chess.targets import measure_labels
-from grpo_chess.checkpoint import CheckpointError
-from grpo_chess.panel import read_metrics
-from made_up import ENV, cli, folder_of
+from made_up import cli, folder_of
 
 @pytest.fixture
 def labels(tmp_path): return folder_of(tmp_path/"labels", 4)
 
 TINY = dict(batch=32, warmup=1, precision="32-true", accelerator="cpu", eval_positions=40)
-def config(labels, tmp_path, **kw): return TrainConfig(**(TINY | dict(labels=str(labels), out=str(tmp_path/"net.safetensors")) | kw))
+def config(labels, tmp_path, **kw):
+    return TrainConfig(**(TINY | dict(labels=str(labels), out=str(tmp_path/"net.safetensors")) | kw))
 
-def weights(path): return torch.cat([p.flatten() for p in pretrain.load_model(path).parameters()])
-def rows_of(path): return [{k: v for k, v in r.items() if k != "minutes"} for r in read_metrics(path)]
-
-def test_a_run_stopped_by_a_signal_ends_like_one_that_was_not(labels, tmp_path, capsys):
-    args = lambda out: list(map(str, ["train", "--labels", labels, "--out", tmp_path/out, "--steps", 24, "--batch", 8, "--eval_every", 8, "--eval_positions", 20, "--ema", .9, "--mirror", "true",
-                                      "--precision", "32-true", "--accelerator", "cpu", "--warmup", 2]))
-    assert pretrain.main(args("whole.safetensors")) == 0
-    run = subprocess.Popen([sys.executable, "-m", "grpo_chess.pretrain", *args("broken.safetensors")], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    for line in run.stdout:
-        if line.startswith("step"): break
-    run.send_signal(signal.SIGTERM)
-    said = run.stdout.read(); assert run.wait() == 0 and "stopped by a signal" in said
-    assert not (tmp_path/"broken.safetensors").exists()
-    capsys.readouterr()
-    assert pretrain.main(args("broken.safetensors")) == 0 and "going on after step" in capsys.readouterr().out
-    assert torch.equal(weights(tmp_path/"whole.safetensors"), weights(tmp_path/"broken.safetensors"))
-    assert rows_of(tmp_path/"whole"/"metrics.jsonl") == rows_of(tmp_path/"broken"/"metrics.jsonl")
-    assert pretrain.main(args("broken.safetensors")) == 0 and "\nstep" not in capsys.readouterr().out       # finished: nothing to do
-
-def test_the_same_settings_give_the_same_weights_and_another_seed_does_not(labels, tmp_path):
-    runs = []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(config(labels, tmp_path, out=str(tmp_path/f"{name}.safetensors"), steps=3, seed=seed), quiet=True)
-        runs.append(weights(tmp_path/f"{name}.safetensors"))
-    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
-
-def test_micro_batches_change_nothing_but_rounding(labels, tmp_path):
-    grads = []
-    for micro in (32, 7):
-        t = Pretrainer(config(labels, tmp_path, micro=micro, steps=2, grad_clip=0.)); t.optimizer.step = lambda *a, **k: None
-        loss = t.step()["loss"]; grads.append((loss, torch.cat([p.grad.flatten() for p in t.model.parameters()])))
-    assert abs(grads[0][0] - grads[1][0]) < 1e-5 and torch.allclose(grads[0][1], grads[1][1], atol=1e-6)
-
-def test_it_learns_and_keeps_the_best(labels, tmp_path):
-    cfg = config(labels, tmp_path, steps=45, eval_every=15, lr=3e-3)
-    start = measure_labels(Policy(Pretrainer(cfg).model.eval()), read_shard(labels/"shard-00001.parquet"))
-    train(cfg, quiet=True)
-    after = measure_labels(Policy(pretrain.load_model(cfg.out)), read_shard(labels/"shard-00001.parquet"))
-    assert after["loss"] < start["loss"] - .05
-    rows = read_metrics(cfg.folder/"metrics.jsonl")
-    best = min(rows, key=lambda r: r["regret_greedy"])
-    from safetensors import safe_open
-    with safe_open(cfg.out, "pt") as f: about = f.metadata()
-    assert json.loads(about["measured"]) == best and json.loads(about["labels"])["seed"] == 0 and json.loads(about["trained"])["lr"] == 3e-3
-    assert Path(cfg.out).stat().st_size < 1e6
-
-def test_a_checkpoint_of_something_else_is_refused(labels, tmp_path):
-    cfg = config(labels, tmp_path, steps=4, eval_every=2)
-    train(cfg, quiet=True)
-    folder = cfg.folder/"checkpoint"
-    with pytest.raises(WeightsError, match=r"checkpoint.00000002.model.safetensors holds another shape"): train(dataclasses.replace(cfg, model="record", steps=6), quiet=True)
-    with pytest.raises(UsageError, match="lr = 0.002 .here 0.1."): train(dataclasses.replace(cfg, lr=.1, steps=6), quiet=True)
-    newest = folder/"00000004"/"state.pt"; newest.write_bytes(newest.read_bytes()[:500])
-    t = Pretrainer(cfg); resume_run(t, folder); assert t.done == 2               # the one before it is whole
-    older = folder/"00000002"/"state.pt"; older.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="00000002/state.pt cannot be read"): resume_run(Pretrainer(cfg), folder)
-    save_model(ChessTransformer(MODELS["record"]), tmp_path/"big.safetensors")
-    with pytest.raises(WeightsError, match="big.safetensors holds another shape"): Pretrainer(dataclasses.replace(cfg, init=str(tmp_path/"big.safetensors")))
-
-def test_another_folder_can_be_held_out(labels, tmp_path):
-    other = folder_of(tmp_path/"other", 1, seed=50)
-    cfg = config(labels, tmp_path, steps=2, heldout=str(other))
-    t = Pretrainer(cfg); assert len(t.stream.rows) == 4
-    assert math.isfinite(train(cfg, quiet=True)["regret"])
-
-PGN = '[Event "?"]\n[WhiteElo "2000"]\n[BlackElo "1000"]\n[Result "0-1"]\n\n1. f3 e5 2. g4 Qh4# 0-1\n\n'
-
-def test_train_on_other_people_s_data(tmp_path):
-    (tmp_path/"g.pgn").write_text(PGN*20)
-    convert(ConvertConfig(files=str(tmp_path/"g.pgn"), out=str(tmp_path/"out"), rows=20), quiet=True)
-    with pytest.raises(LabelError, match="also trained on"): train(config(tmp_path/"out", tmp_path, steps=1), quiet=True)       # the same game twenty times
-    labels = folder_of(tmp_path/"mine", 1)
-    row = train(config(tmp_path/"out", tmp_path, steps=8, lr=5e-3, heldout=str(labels)), quiet=True)
-    net = Policy(load_model(tmp_path/"net.safetensors"))
-    assert math.isfinite(row["regret"]) and measure_labels(net, read_shard(tmp_path/"out"/"shard-00000.parquet"))["loss"] < 3
-
-# Command line
-
-@pytest.mark.parametrize("argv", [[], ["lable"], ["label", "--dept", "1"], ["label", "--depth", "0"], ["label", "--games", "3"], ["train", "--tau", "0"], ["train", "--out", "x.pt"], ["train", "--labels", "nowhere"],
-                                  ["train", "--model", "huge"], ["evaluate", "--weights", "no.safetensors"], ["evaluate", "--games", "3"], ["convert", "--form", "what"], ["label", "--out", "/proc/no/such"]])
+@pytest.mark.parametrize("argv", [[], ["lable"], ["label", "--dept", "1"], ["label", "--depth", "0"],
+                                  ["label", "--games", "3"], ["train", "--tau", "0"], ["train", "--out", "x.pt"],
+                                  ["train", "--labels", "nowhere"],
+                                  ["train", "--model", "huge"], ["evaluate", "--weights", "no.safetensors"],
+                                  ["evaluate", "--games", "3"], ["convert", "--form", "what"],
+                                  ["label", "--out", "/proc/no/such"]])
 def test_wrong_arguments_are_one_line(argv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert pretrain.main(argv) == 2
@@ -130,85 +50,46 @@ def test_the_module_runs(tmp_path):
     r = cli("train", "--labels", "nowhere", cwd=tmp_path)
     assert r.returncode == 2 and "error: nowhere is no folder of labels" in r.stderr and "Traceback" not in r.stderr
 
-def test_a_run_starts_from_the_package_weights_by_name(labels, tmp_path):
-    cfg = config(labels, tmp_path, model="tiny", init="tiny")
-    assert all(torch.equal(a, b) for a, b in zip(Pretrainer(cfg).model.parameters(), pretrained("tiny").parameters()))
-
 def test_evaluate_does_not_measure_what_was_trained_on(labels, tmp_path):
-    "Positions of the held-out shard that stand in another one too do not count, and a file that cannot be written is found out first."
+    "Held-out positions that stand in another shard too do not count; a file that cannot be written is found out first."
     train(config(labels, tmp_path, steps=2), quiet=True)
     shards, net = [labels/s["name"] for s in read_manifest(labels)["shards"]], str(tmp_path/"net.safetensors")
-    new = held_out(labels, 1, 1000, shards[1:]); assert len(new) < len(held_out(labels, 1, 1000))
+    new = held_out(labels, 1, 1000, shards[1:])
+    assert len(new) < len(held_out(labels, 1, 1000))
     got = evaluate(EvaluateConfig(weights=net, games=0, labels=str(labels), positions=1000), quiet=True)["measured"]
     assert got == measure_labels(Policy(load_model(net)), new)
-    with pytest.raises(ArenaError, match="there is no folder"): evaluate(EvaluateConfig(weights=net, games=0, labels=str(labels), card=str(tmp_path/"no/net.md")), quiet=True)
+    with pytest.raises(ArenaError, match="there is no folder"):
+        evaluate(EvaluateConfig(weights=net, games=0, labels=str(labels), card=str(tmp_path/"no/net.md")), quiet=True)
 
 def test_evaluate_writes_scores_with_their_intervals(labels, tmp_path):
     train(config(labels, tmp_path, steps=2, tau=.05), quiet=True)
-    out = evaluate(EvaluateConfig(weights=str(tmp_path/"net.safetensors"), games=2, max_plies=6, labels=str(labels), positions=20, out=str(tmp_path/"e.json"), card=str(tmp_path/"net.md"),
+    out = evaluate(EvaluateConfig(weights=str(tmp_path/"net.safetensors"), games=2, max_plies=6, labels=str(labels),
+                                  positions=20, out=str(tmp_path/"e.json"), card=str(tmp_path/"net.md"),
                                   engine=EngineConfig(processes=1)), quiet=True)
     card = (tmp_path/"net.md").read_text()
-    assert all(x in card for x in ("# net", "tau 0.05", "2 steps, 64 positions", f"| regret | {out['measured']['regret']:.4f} |", "| untrained, argmax | Stockfish depth 1 | 2 |"))
+    assert all(x in card for x in ("# net", "tau 0.05", "2 steps, 64 positions",
+                                   f"| regret | {out['measured']['regret']:.4f} |",
+                                   "| untrained, argmax | Stockfish depth 1 | 2 |"))
     assert json.loads((tmp_path/"e.json").read_text())["measured"] == out["measured"] and len(out["matches"]) == 8 + 2*3
-    assert [r["player"] for r in out["ratings"]] == ["net, argmax", "untrained, argmax"] and all(f"{r['player']}: {r['rating']}" in card for r in out["ratings"])
+    assert [r["player"] for r in out["ratings"]] == ["net, argmax", "untrained, argmax"]
+    assert all(f"{r['player']}: {r['rating']}" in card for r in out["ratings"])
     for m in out["matches"]: assert m["interval"][0] <= m["score"] <= m["interval"][1] and m["games"] == 2
-
-def test_muon_moves_the_matrices_of_the_blocks_and_adamw_all_else(labels, tmp_path):
-    "Muon's step is as long as its rate in its strongest direction; AdamW's first step moves every entry by the rate. Both follow one schedule, each from its own rate."
-    t = Pretrainer(config(labels, tmp_path, optimizer="muon", lr=1e-3, muon_lr=.05, weight_decay=0., warmup=1, grad_clip=0., ema=0.))
-    before = {k: v.clone() for k, v in t.model.state_dict().items()}; t.step()
-    share = pretrain.lr_share(0, 0., 1)
-    moved = {k: v - before[k] for k, v in t.model.state_dict().items()}
-    assert share == .5 and sorted({g["lr"] for g in t.optimizer.param_groups}) == pytest.approx([.5e-3, .025])
-    for name, x in moved.items():
-        if name.startswith("blocks") and x.dim() == 2:
-            s = torch.linalg.svdvals(x); assert 5e-3 < s[0] < .1, name       # orthogonalised: about the rate, however large the matrix; AdamW's at this rate is ten times longer
-        elif x.abs().max() > 0: assert x.abs().max() < .6e-3, name
-    assert any(moved[k].abs().max() > 1e-4 for k in moved if not k.startswith("blocks"))
 
 def test_the_card_gives_the_commands_that_make_the_weights_again():
     "Every setting that is not the default is there, and the command line takes them."
     made = dict(rows_in_all=650_000, depth=1, seed=3, games=256)
     lines = pretrain.recipe(made, dataclasses.asdict(TrainConfig(steps=1200, seed=4, lr=1e-3)))
-    label, train = (pretrain.parse(l.split()[3:])[1] for l in lines)
+    label, train = (pretrain.parse(line.split()[3:])[1] for line in lines)
     assert (label.positions, label.depth, label.seed, label.out) == (650_000, 1, 3, train.labels)
     assert dataclasses.replace(train, out=TrainConfig.out) == TrainConfig(steps=1200, seed=4, lr=1e-3)
-    assert len(pretrain.recipe(dict(source="a.pgn"), {})) == 1                  # labels from elsewhere cannot be made again by us
-
-# Weights and losses that are not finite
-
-def test_training_that_diverges_stops_with_one_line(labels, tmp_path, capsys):
-    "At this rate the weights are NaN within a few steps; that was measured as a loss of 0.0000 and kept as the best."
-    argv = ["train", "--labels", labels, "--out", tmp_path/"net.safetensors", "--steps", 40, "--batch", 16, "--eval_every", 40,
-            "--eval_positions", 20, "--optimizer", "adamw", "--lr", 1e30, "--precision", "32-true", "--accelerator", "cpu"]
-    assert pretrain.main(list(map(str, argv))) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1 and "diverged" in said[0]
-    assert not (tmp_path/"net.safetensors").exists() and not (tmp_path/"net/best.safetensors").exists()
-
-@pytest.mark.parametrize("poisoned_step", [6, 8])
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_the_last_good_weights_stay_when_a_run_diverges(labels, tmp_path, monkeypatch, poisoned_step, bad):
-    "Between two evaluations the next loss says it; at the last step of all, the evaluation does."
-    cfg, step = config(labels, tmp_path, steps=8, eval_every=4), Pretrainer.step
-    def poison(self):
-        moved = step(self)
-        if self.done == poisoned_step:
-            with torch.no_grad(): self.model.blocks[0].qkv.weight[0, 0] = bad
-        return moved
-    train(dataclasses.replace(cfg, out=str(tmp_path/"good.safetensors")), quiet=True)
-    monkeypatch.setattr(Pretrainer, "step", poison)
-    with pytest.raises(pretrain.TrainError, match="diverged") as e: train(cfg, quiet=True)
-    assert "\n" not in str(e.value) and not Path(cfg.out).exists()
-    best = load_model(cfg.folder/"best.safetensors")
-    assert all(p.isfinite().all() for p in best.parameters())
-    assert [p.name for p in sorted((cfg.folder/"checkpoint").iterdir())] == ["00000004"]
-    assert [r["step"] for r in read_metrics(cfg.folder/"metrics.jsonl")] == [4]
+    # labels from elsewhere cannot be made again by us
+    assert len(pretrain.recipe(dict(source="a.pgn"), {})) == 1
 
 def test_evaluate_refuses_weights_that_are_not_finite(labels, tmp_path, capsys):
     state = ChessTransformer(MODELS["tiny"]).state_dict()
     state["blocks.1.bias"][0, 3, 3] = math.nan
     save_file(state, tmp_path/"net.safetensors", metadata=dict(config=json.dumps(dataclasses.asdict(MODELS["tiny"]))))
-    assert pretrain.main(["evaluate", "--weights", str(tmp_path/"net.safetensors"), "--labels", str(labels), "--games", "0"]) == 2
+    assert pretrain.main(["evaluate", "--weights", str(tmp_path/"net.safetensors"), "--labels", str(labels), "--games",
+                          "0"]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and "blocks.1.bias" in said[0]

@@ -8,10 +8,12 @@ import torch
 
 from grpo_chess.board import encode, legal_actions, tokens
 from grpo_chess.engine import MATE
-from grpo_chess.labels import ACTION_SPACE, UNKNOWN, LabelError, held_out, make_labels, read_shard, read_tokens, write_manifest, write_shard
+from grpo_chess.labels import (ACTION_SPACE, UNKNOWN, LabelError, held_out, make_labels, read_shard, read_tokens,
+                               write_manifest, write_shard)
 from grpo_chess.model import MODELS, ChessTransformer, MoveDist, Policy
 from grpo_chess.reward import win_probability
-from grpo_chess.targets import Batch, Stream, best_targets, cross_entropy, measure, measure_labels, soft_targets, to_batch, turn_round
+from grpo_chess.targets import (LabelBatch, Stream, best_targets, cross_entropy, measure, measure_labels, soft_targets,
+                                to_batch, turn_round)
 from made_up import folder_of, made_up, played
 
 @pytest.fixture
@@ -38,21 +40,27 @@ def test_measures_against_plain_python():
     for i in range(60):
         at = slice(labels.offset[i], labels.offset[i + 1])
         win, p = win_probability(labels.scores[at]).astype(float), dist.probs[i, :at.stop - at.start].double().numpy()
-        t = np.exp(win/.03); t /= t.sum()
-        assert abs(m["loss"][i] + (t*np.log(p)).sum()) < 1e-4 and abs(m["regret"][i] - (p*(win.max() - win)).sum()) < 1e-5
-        assert abs(m["entropy"][i] + (p*np.log(p)).sum()) < 1e-4 and abs(m["regret_greedy"][i] - (win.max() - win[p.argmax()])) < 1e-6
-        assert m["accuracy"][i] == (win[p.argmax()] == win.max()) and m["top5"][i] == (win[np.argsort(-p)[:5]] == win.max()).any()
+        t = np.exp(win/.03)
+        t /= t.sum()
+        assert abs(m["loss"][i] + (t*np.log(p)).sum()) < 1e-4
+        assert abs(m["regret"][i] - (p*(win.max() - win)).sum()) < 1e-5
+        assert abs(m["entropy"][i] + (p*np.log(p)).sum()) < 1e-4
+        assert abs(m["regret_greedy"][i] - (win.max() - win[p.argmax()])) < 1e-6
+        assert m["accuracy"][i] == (win[p.argmax()] == win.max())
+        assert m["top5"][i] == (win[np.argsort(-p)[:5]] == win.max()).any()
 
 def test_padding_has_no_influence_on_loss_gradient_or_measures():
     torch.manual_seed(0)
     net, labels = ChessTransformer(MODELS["tiny"]), made_up(24)
     def grads(batch):
-        net.zero_grad(); dist = Policy(net).dist(batch.tokens, batch.legal)
+        net.zero_grad()
+        dist = Policy(net).dist(batch.tokens, batch.legal)
         cross_entropy(dist, batch.target).mean().backward()
         return measure(dist, batch), torch.cat([p.grad.flatten() for p in net.parameters()])
     batch = to_batch(labels, np.arange(24))
-    pad = lambda x, v: torch.nn.functional.pad(x, (0, 30), value=v)
-    wide = Batch(batch.tokens, pad(batch.legal, -1), pad(batch.win, math.nan), pad(batch.target, 0.))
+    def pad(x, v):
+        return torch.nn.functional.pad(x, (0, 30), value=v)
+    wide = LabelBatch(batch.tokens, pad(batch.legal, -1), pad(batch.win, math.nan), pad(batch.target, 0.))
     (m, g), (n, h) = grads(batch), grads(wide)
     assert torch.allclose(g, h, atol=1e-7) and torch.isfinite(h).all()
     assert all(torch.allclose(m[k], n[k], atol=1e-6) for k in m)
@@ -60,22 +68,28 @@ def test_padding_has_no_influence_on_loss_gradient_or_measures():
 def test_where_a_move_has_no_value_there_is_no_regret():
     labels = made_up(10)
     labels.scores[labels.offset[4]] = UNKNOWN
-    m = measure(Policy(ChessTransformer(MODELS["tiny"]).eval()).dist(*(torch.as_tensor(x) for x in labels.rows(np.arange(10))[:2])), to_batch(labels, np.arange(10)))
-    assert m["regret"].isnan().nonzero().flatten().tolist() == [4] == m["regret_greedy"].isnan().nonzero().flatten().tolist()
+    m = measure(Policy(ChessTransformer(MODELS["tiny"]).eval()).dist(*(torch.as_tensor(x)
+                                                                       for x in labels.rows(np.arange(10))[:2])),
+                to_batch(labels, np.arange(10)))
+    for name in ("regret", "regret_greedy"): assert m[name].isnan().nonzero().flatten().tolist() == [4]
     assert torch.isfinite(m["loss"]).all()
     assert math.isfinite(measure_labels(Policy(ChessTransformer(MODELS["tiny"]).eval()), labels)["regret"])
 
 def test_the_mirror_is_python_chess_s():
-    boards = [b for b in played(250, seed=5) if not b.castling_rights] + [chess.Board("4k3/8/8/3pP3/8/8/8/4K3 w - d6 0 2"), chess.Board("4k3/8/8/8/1pP5/8/8/4K3 b - c3 5 2")]
+    boards = [b for b in played(250, seed=5)
+              if not b.castling_rights] + [chess.Board("4k3/8/8/3pP3/8/8/8/4K3 w - d6 0 2"),
+                                           chess.Board("4k3/8/8/8/1pP5/8/8/4K3 b - c3 5 2")]
     assert len(boards) > 80 and any(b.has_legal_en_passant() for b in boards)
     def flip(b):
-        m = b.transform(chess.flip_horizontal); m.turn, m.halfmove_clock = b.turn, b.halfmove_clock
+        m = b.transform(chess.flip_horizontal)
+        m.turn, m.halfmove_clock = b.turn, b.halfmove_clock
         if b.ep_square is not None: m.ep_square = b.ep_square ^ 7
         return m
     (tok, legal), (tok2, legal2) = encode(boards), encode([flip(b) for b in boards])
     which = np.arange(len(boards)) % 2 == 0
-    t, l = turn_round(tok, legal, which)
-    assert (t == np.where(which[:, None], tok2, tok)).all() and (np.sort(l) == np.sort(np.where(which[:, None], legal2, legal))).all()
+    t, moves = turn_round(tok, legal, which)
+    assert (t == np.where(which[:, None], tok2, tok)).all()
+    assert (np.sort(moves) == np.sort(np.where(which[:, None], legal2, legal))).all()
     castling = [b for b in played(100, seed=6, plies=12) if b.castling_rights]
     tok, legal = encode(castling)
     assert all((x == y).all() for x, y in zip(turn_round(tok, legal, np.ones(len(castling), bool)), (tok, legal)))
@@ -84,30 +98,40 @@ def test_the_mirror_is_python_chess_s():
 
 def test_an_epoch_shows_every_position_once_and_resumes_anywhere(labels):
     for window in (64, 130, 10_000):
-        def fresh(): return Stream(labels, 32, 7, 1, window)
-        stream = fresh()
+        stream = Stream(labels, 32, 7, 1, window)
         got, states = [], []
-        for _ in range(18): states.append(stream.state()); l, i = stream.next(); got.append(l.tokens[i])
+        for _ in range(18):
+            states.append(stream.state())
+            found, i = stream.next()
+            got.append(found.tokens[i])
         every = np.concatenate([read_tokens(labels/n) for n in stream.rows])
-        key = lambda x: sorted(t.tobytes() for t in x)
+        def key(x):
+            return sorted(t.tobytes() for t in x)
         for epoch in range(3): assert key(np.concatenate(got[6*epoch:6*epoch + 6])) == key(every)
         assert not (np.concatenate(got[:6]) == np.concatenate(got[6:12])).all()
         for k in (0, 1, 5, 6, 11):
-            other = fresh(); other.load_state(states[k])
-            for t in got[k:]: l, i = other.next(); assert (l.tokens[i] == t).all()
+            other = Stream(labels, 32, 7, 1, window)
+            other.load_state(states[k])
+            for t in got[k:]:
+                found, i = other.next()
+                assert (found.tokens[i] == t).all()
 
 def test_new_shards_join_at_the_next_epoch(labels):
     stream = Stream(labels, 64, 0)
     stream.next()
-    write_shard(labels/"shard-00009.parquet", made_up(64, 77), dict(seed=0)); write_manifest(labels, dict(seed=0, action_space=ACTION_SPACE))
-    stream.next(); assert len(stream.rows) == 3 and stream.epoch == 0
-    stream.next(); assert len(stream.rows) == 4 and stream.epoch == 1
+    write_shard(labels/"shard-00009.parquet", made_up(64, 77), dict(seed=0))
+    write_manifest(labels, dict(seed=0, action_space=ACTION_SPACE))
+    stream.next()
+    assert len(stream.rows) == 3 and stream.epoch == 0
+    stream.next()
+    assert len(stream.rows) == 4 and stream.epoch == 1
     (labels/"shard-00002.parquet").unlink()
     with pytest.raises(LabelError, match="shard-00002.parquet"): [stream.next() for _ in range(4)]
 
 def test_what_is_held_out_is_not_trained_on(labels):
     twin = read_shard(labels/"shard-00000.parquet").take(np.arange(30))
-    write_shard(labels/"shard-00002.parquet", twin, dict(seed=0)); write_manifest(labels, dict(seed=0, action_space=ACTION_SPACE))
+    write_shard(labels/"shard-00002.parquet", twin, dict(seed=0))
+    write_manifest(labels, dict(seed=0, action_space=ACTION_SPACE))
     stream = Stream(labels, 8, 0)
     held = held_out(labels, 1, 1000, [labels/n for n in stream.rows])
     train_on = {t.tobytes() for n in stream.rows for t in read_tokens(labels/n)}

@@ -1,4 +1,4 @@
-"""Small runs on stored positions: the data behind the findings on entropy and on the learning rate in nbs/07_trainer.ipynb.
+"""Small runs on stored positions: the data behind nbs/findings/entropy_collapse.ipynb and nbs/findings/learning_rate.ipynb.
 
 nbs/data/positions.jsonl holds 256 real positions with the engine's value of every legal move. A game of one ply from one of them
 ends in a position whose value is known, so that these runs need no engine and their regret is exact. They train on every second
@@ -22,7 +22,7 @@ import torch
 from grpo_chess.batch import make_fabric
 from grpo_chess.board import action_to_move, encode, position_key
 from grpo_chess.loss import LossConfig
-from grpo_chess.model import Policy, load_model
+from grpo_chess.model import MoveDist, Policy, load_model
 from grpo_chess.reward import Judge, RewardConfig, win_probability
 from grpo_chess.sampler import SamplerConfig
 from grpo_chess.trainer import AblateConfig, Trainer, TrainerConfig
@@ -60,6 +60,21 @@ class Stored(Judge):
         dist = Policy(model, temperature).dist(self.tokens[rows], self.legal[rows])
         lost = self.value[rows].max(-1, keepdim=True).values - self.value[rows]
         return dict(regret=(dist.probs*lost).sum(-1).mean().item(), regret_argmax=lost.gather(1, dist.argmax()[:, None]).mean().item(), entropy=dist.entropy().mean().item())
+
+@torch.no_grad()
+def tempered(
+    judge:Stored,
+    model,             # not trained any further
+    low:float=.02,     # temperatures from here
+    high:float=3.,     # ... to here
+    n:int=80,          # how many
+)->tuple[np.ndarray, np.ndarray]:      # entropy, which rises, and regret when sampling, both held out
+    "What temperature alone does: a policy sampled at many temperatures, to be compared with a trained one at the same entropy."
+    rows = list(judge.held_out)
+    logp = Policy(model).dist(judge.tokens[rows], judge.legal[rows]).logp
+    lost = judge.value[rows].max(-1, keepdim=True).values - judge.value[rows]
+    dists = [MoveDist.from_logits(logp, temperature) for temperature in np.geomspace(low, high, n).tolist()]
+    return np.array([d.entropy().mean().item() for d in dists]), np.array([(d.probs*lost).sum(-1).mean().item() for d in dists])
 
 def small_run(judge:Stored, seed:int=0, loss:dict=None, sampler:dict=None, ablate=None, guard=None, net=None, **trainer)->Trainer:
     "A trainer on the stored positions, from `start.safetensors` unless `net` is given; advantages are centred and not divided, as in the record."

@@ -2,9 +2,10 @@
 
     python nbs/experiments/reward_noise.py [OUT]
 
-writes nbs/data/reward_noise.csv, which 05_reward.ipynb draws. Some six minutes on one core; the same file every time with the same engine.
-A line is a position: number of the parent in nbs/data/positions.jsonl (from 0), the move that was played there (empty: the parent itself),
-score codes at depths 1 to 12 of an engine that starts afresh (c1 ... c12), and of one that keeps its history, asked in two shuffled orders (a1, b1 ...).
+writes nbs/data/reward_noise.csv, which nbs/findings/reward_noise.ipynb and nbs/05_reward.ipynb draw. Some six minutes
+on one core; the same file every time with the same engine. A line is a position: number of the parent in
+nbs/data/positions.jsonl (from 0), the move that was played there (empty: the parent itself), score codes at depths 1 to
+12 of an engine that starts afresh (c1 ... c12), and of one that keeps its history, asked in two orders (a1, b1 ...).
 """
 import csv
 import json
@@ -23,14 +24,17 @@ PARENTS, MOVES, SEED = 128, 8, 0        # random moves are played from every sec
 
 def positions():
     "Rows (parent, move, FEN): all stored positions, then random moves from half of them; none that ends the game."
-    rng, fens = random.Random(SEED), [json.loads(line)["fen"] for line in (DATA/"positions.jsonl").read_text().splitlines()[1:]]
+    lines = (DATA/"positions.jsonl").read_text().splitlines()[1:]
+    rng, fens = random.Random(SEED), [json.loads(line)["fen"] for line in lines]
     rows = [(k, "", fen) for k, fen in enumerate(fens)]
     for k in range(0, 2*PARENTS, 2):
         board = chess.Board(fens[k])
         moves = sorted(m.uci() for m in board.legal_moves)
         for move in rng.sample(moves, min(MOVES, len(moves))):
-            child = board.copy(); child.push_uci(move)
-            if any(child.legal_moves) and not child.is_insufficient_material(): rows.append((k, move, position_key(child)))
+            child = board.copy()
+            child.push_uci(move)
+            if any(child.legal_moves) and not child.is_insufficient_material():
+                rows.append((k, move, position_key(child)))
     return rows
 
 def scores(fens, depth, order=None):
@@ -45,7 +49,8 @@ def main(out=DATA/"reward_noise.csv"):
     fens = [fen for *_, fen in rows]
     columns = {f"c{d}": scores(fens, d) for d in DEPTHS}
     for name, seed in (("a", 1), ("b", 2)):
-        for d in WARM: columns[f"{name}{d}"] = scores(fens, d, random.Random(seed).sample(range(len(fens)), len(fens)))
+        order = random.Random(seed).sample(range(len(fens)), len(fens))
+        for d in WARM: columns[f"{name}{d}"] = scores(fens, d, order)
     with open(out, "w", newline="") as f:
         f.write(f"# {engine_name()}, hash 1 MB, seed {SEED}: made by nbs/experiments/reward_noise.py\n")
         table = csv.writer(f, lineterminator="\n")
