@@ -157,7 +157,7 @@ def identity(cfg:Config, fabric:Fabric, own:Own)->dict[str, Any]:
 def read_identity(folder:Path)->dict[str, Any]:
     "What an earlier process wrote; RunError if it cannot be read."
     try: known = json.loads((folder/"run.json").read_text("utf-8"))
-    except (OSError, ValueError) as e: raise RunError(f"cannot resume {folder}: run.json cannot be read ({e})") from None
+    except (OSError, ValueError) as e: raise RunError(f"cannot resume {folder}: run.json is damaged ({e})") from None
     if not isinstance(known, dict): raise RunError(f"cannot resume {folder}: run.json is damaged")
     return known
 
