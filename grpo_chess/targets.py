@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .board import ACTION_FROM, ACTION_PROMO, ACTION_TO
 from .labels import UNKNOWN, LabelError, Labels, join, read_manifest, read_shard
+from .measures import given_away
 from .model import MoveDist, Policy
 from .reward import win_probability
 
@@ -110,8 +111,7 @@ def measure(
     "What MEASURES says, position by position; perplexity comes from the mean loss."
     order = dist.logp.topk(min(5, dist.logp.shape[-1])).indices
     right = (batch.target.gather(-1, order) >= batch.target.amax(-1, keepdim=True)).float()
-    best = batch.win.nan_to_num(-torch.inf).amax(-1, keepdim=True)
-    gap = torch.where(dist.legal, best - batch.win, 0.)                  # [n, L] given away by each move
+    gap = torch.where(dist.legal, given_away(batch.win), 0.)             # [n, L]
     return dict(loss=cross_entropy(dist, batch.target), accuracy=right[:, 0], top5=right.amax(-1),
                 entropy=dist.entropy(), regret=(dist.probs*gap).sum(-1),
                 regret_greedy=gap.gather(-1, order[:, :1])[:, 0] + 0*gap.sum(-1))

@@ -15,7 +15,7 @@ from grpo_chess.arena import PRESETS, Arena, ArenaConfig, for_json, main, parse,
 from grpo_chess.board import position_key
 from grpo_chess.matches import JudgeConfig, fit_ladder
 from grpo_chess.model import ChessTransformer, ModelConfig, Policy, save_model
-from grpo_chess.players import load_player_model, policy_player, random_openings
+from grpo_chess.players import file_openings, load_player_model, policy_player, random_openings
 from grpo_chess.settings import ConfigError, known_keys
 from grpo_chess.stats import MIN_GAMES, SprtConfig
 
@@ -119,11 +119,15 @@ def test_players_of_a_command_have_seeds_of_their_own(net):
     assert first_moves("a", ":seed=9") == first_moves("a", ":seed=9", seed=1)
     assert len(set(first_moves("a", ":temperature=0"))) == 1 < len(set(a))
 
-def test_openings_and_judge_of_a_command_are_those_that_it_names(net, monkeypatch):
-    "Openings of its seed and length; the judge's depth reaches the engine."
+def test_openings_and_judge_of_a_command_are_those_that_it_names(net, monkeypatch, tmp_path):
+    "Openings of its seed and length, and of its file in its seed's order; the judge's depth reaches the engine."
     def keys(boards): return [position_key(b) for b in boards]
     cfg = ArenaConfig(a=net, b="random", games=16, seed=5, opening_plies=3, judge=NO_JUDGE)
     assert keys(Arena(cfg).openings) == keys(random_openings(8, 5, 3)) != keys(random_openings(8, 0, 3))
+    book = tmp_path/"book.txt"
+    book.write_text("\n".join(" ".join(m.uci() for m in b.move_stack) for b in random_openings(12)))
+    from_book = Arena(dataclasses.replace(cfg, openings=str(book))).openings
+    assert keys(from_book) == keys(file_openings(book, 8, 5)) != keys(file_openings(book, 8, 0))
     depths = set()
     class Pool:
         def __init__(self, cfg): pass

@@ -9,7 +9,7 @@ import torch
 from games import HEAD, MATE1, MATE2, scripted
 
 from grpo_chess.engine import MATE, EngineConfig, EnginePool
-from grpo_chess.measures import read_labels, read_puzzles, regret, solve
+from grpo_chess.measures import given_away, read_labels, read_puzzles, regret, solve
 from grpo_chess.model import ChessTransformer, ModelConfig, Policy, pretrained
 from grpo_chess.players import ArenaError, engine_player, policy_player
 
@@ -35,6 +35,12 @@ def test_regret_by_hand(tmp_path):
     dice, n = regret(None, [label]), len(scores)
     assert dice.mean == pytest.approx(.5*(n - 1)/n) and dice.best == pytest.approx(1/n)
     assert regret(scripted(["a1a8"]), [label]).mean == 0 and regret(scripted(["g1f1"]), [label]).best == 0
+
+def test_what_a_move_gives_away():
+    "Below the best known move; a move without a value stays unknown, and padding may be nan too."
+    win = torch.tensor([[.7, .2, math.nan], [math.nan, .1, .4]])
+    lost = given_away(win)
+    assert torch.allclose(lost, torch.tensor([[0, .5, math.nan], [math.nan, .3, 0]]), equal_nan=True)
 
 def test_regret_of_a_policy_is_a_sum_over_its_moves(policy):
     labels = read_labels(POSITIONS)[:12]
