@@ -14,9 +14,9 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'ALL_NEEDS', 'masked_mean', 'group_advantage', 'reward_to_go', 'returns', 'no_spread_share',
-           'clipped_surrogate', 'shares', 'clip_fractions', 'effective_sample_size', 'kl_estimate', 'ratio_stats',
-           'ply_weights', 'trajectory_log_ratio', 'cispo_surrogate', 'Plies', 'refuse_bad_values', 'LossConfig',
-           'loss_terms', 'weighted_terms', 'term_gradients', 'budget_of', 'gradient_budget']
+           'clipped_surrogate', 'shares', 'clip_fractions', 'effective_sample_size', 'kl_estimate', 'ply_weights',
+           'trajectory_log_ratio', 'cispo_surrogate', 'Plies', 'refuse_bad_values', 'LossConfig', 'loss_terms',
+           'ratio_stats', 'weighted_terms', 'term_gradients', 'budget_of', 'gradient_budget']
 
 # %% ../nbs/03_loss.ipynb #20aa1ec8
 def masked_mean(x:Tensor, mask:Tensor, dim:int, keepdim:bool=True)->Tensor:
@@ -36,7 +36,7 @@ def group_advantage(
     keep = mask & (n > 1)                                                   # nothing to compare a group of one with
     adv = torch.where(keep, credit - masked_mean(credit, mask, 1), 0.)
     square = masked_mean(adv**2, mask, 1)                                   # [B, 1, T] population variance
-    if baseline == "loo": adv = adv*n/(n-1).clamp_min(1)
+    if baseline == "loo": adv = adv*n/(n-1).clamp_min(1)          # R - mean of the others = n/(n-1)*(R - mean)
     if scale == "std": adv = adv/(square.sqrt() + eps)
     if scale == "rms": adv = adv/((adv**2).sum()/keep.sum().clamp_min(1)).sqrt().add(eps)
     return adv
@@ -137,27 +137,6 @@ def kl_estimate(
     if kind == "k2": return log_ratio**2/2
     if kind == "k3": return log_ratio.exp() - 1 - log_ratio
     raise ValueError(f"{kind!r} is no estimator of the KL divergence; there are k1, k2 and k3")
-
-def ratio_stats(
-    logp_new:Tensor,  # [...]
-    logp_old:Tensor,  # [...]
-    adv:Tensor,       # [...]
-    mask:Tensor,      # [...] bool
-    cfg:LossConfig,
-    weight:Tensor|None=None,   # [...] how much each entry counts; None: all the same
-)->dict[str,float]:
-    "Clip fractions, mean ratio, effective sample size, k1 (`approx_kl`) and the largest |log ratio|."
-    log_ratio = torch.where(mask, logp_new - logp_old, 0.)
-    ratio, w = log_ratio.exp(), shares(mask, weight)
-    clipped = trajectory_log_ratio(log_ratio, mask).exp() if cfg.ratio == "trajectory" else ratio
-    stats = clip_fractions(clipped, adv, mask, cfg.epsilon_low, cfg.epsilon_high, cfg.delta or None, weight)
-    if cfg.surrogate == "cispo":       # it weighs, and loses no gradient
-        stats |= dict.fromkeys(("clip_binding", "clip_binding_low", "clip_binding_high"), 0.)
-    stats["mean_ratio"] = (w*ratio).sum().item()
-    stats["ess"] = effective_sample_size(ratio, mask, weight)
-    stats["approx_kl"] = -(w*log_ratio).sum().item()
-    stats["max_log_ratio"] = log_ratio.abs().max().item() if mask.any() else 0.
-    return stats
 
 # %% ../nbs/03_loss.ipynb #64db4ce5
 def ply_weights(
@@ -284,6 +263,28 @@ def loss_terms(
     entropy = x.entropy if cfg.entropy == "exact" else -x.logp_new
     terms = dict(policy=add_up(policy), kl=add_up(kl), entropy=add_up(entropy))
     return terms | dict(total=terms["policy"] + cfg.kl_coef*terms["kl"] - cfg.entropy_coef*terms["entropy"])
+
+# %% ../nbs/03_loss.ipynb #ratiostats
+def ratio_stats(
+    logp_new:Tensor,  # [...]
+    logp_old:Tensor,  # [...]
+    adv:Tensor,       # [...]
+    mask:Tensor,      # [...] bool
+    cfg:LossConfig,
+    weight:Tensor|None=None,   # [...] how much each entry counts; None: all the same
+)->dict[str,float]:
+    "Clip fractions, mean ratio, effective sample size, k1 (`approx_kl`) and the largest |log ratio|."
+    log_ratio = torch.where(mask, logp_new - logp_old, 0.)
+    ratio, w = log_ratio.exp(), shares(mask, weight)
+    clipped = trajectory_log_ratio(log_ratio, mask).exp() if cfg.ratio == "trajectory" else ratio
+    stats = clip_fractions(clipped, adv, mask, cfg.epsilon_low, cfg.epsilon_high, cfg.delta or None, weight)
+    if cfg.surrogate == "cispo":       # it weighs, and loses no gradient
+        stats |= dict.fromkeys(("clip_binding", "clip_binding_low", "clip_binding_high"), 0.)
+    stats["mean_ratio"] = (w*ratio).sum().item()
+    stats["ess"] = effective_sample_size(ratio, mask, weight)
+    stats["approx_kl"] = -(w*log_ratio).sum().item()
+    stats["max_log_ratio"] = log_ratio.abs().max().item() if mask.any() else 0.
+    return stats
 
 # %% ../nbs/03_loss.ipynb #857366e5
 def weighted_terms(
