@@ -1,6 +1,9 @@
-"""Make stored pages the same from run to run: widgets go (their ids differ, and the static figure above each of them stays),
-what a kernel sent in several pieces is one piece, cells that a reader of the lesson need not see are folded, and pictures
+"""Make stored pages the same from run to run: widgets go (their ids differ, and the static figure above each of
+them stays),
+what a kernel sent in several pieces is one piece, cells that a reader of the lesson need not see are folded, and
+pictures
 are kept in 128 colours, which is a third of their weight."""
+
 import base64
 import io
 import sys
@@ -10,20 +13,25 @@ from PIL import Image
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
-FOLDED = ("#| hide", "#| default_exp", "#| echo: false", "# Solution", "# Check")      # how a folded cell begins
+FOLDED = ("#| hide", "#| default_exp", "#| echo: false", "# Solution", "# Check")  # how a folded cell begins
+
 
 def joined(outputs):
     "Outputs, with neighbouring pieces of the same stream put together."
     out = []
     for o in outputs:
-        if out and o.output_type == out[-1].output_type == "stream" and o.name == out[-1].name: out[-1].text += o.text
-        else: out.append(o)
+        if out and o.output_type == out[-1].output_type == "stream" and o.name == out[-1].name:
+            out[-1].text += o.text
+        else:
+            out.append(o)
     return out
+
 
 def lighter(output):
     "An output whose picture has a palette; one that has it already is left as it is."
     png = output.get("data", {}).get("image/png")
-    if png is None: return output
+    if png is None:
+        return output
     picture = Image.open(io.BytesIO(base64.b64decode(png)))
     if picture.mode != "P":
         small = io.BytesIO()
@@ -31,11 +39,15 @@ def lighter(output):
         output.data["image/png"] = base64.b64encode(small.getvalue()).decode()
     return output
 
+
 for path in sys.argv[1:]:
     nb = nbformat.read(path, 4)
     before = nbformat.writes(nb)
     nb.metadata.pop("widgets", None)
     for cell in nb.cells:
-        if cell.cell_type == "code" and cell.source.startswith(FOLDED): cell.metadata.setdefault("jupyter", {})["source_hidden"] = True
-        if cell.cell_type == "code": cell.outputs = joined(lighter(o) for o in cell.outputs if WIDGET not in o.get("data", {}))
-    if nbformat.writes(nb) != before: nbformat.write(nb, path)
+        if cell.cell_type == "code" and cell.source.startswith(FOLDED):
+            cell.metadata.setdefault("jupyter", {})["source_hidden"] = True
+        if cell.cell_type == "code":
+            cell.outputs = joined(lighter(o) for o in cell.outputs if WIDGET not in o.get("data", {}))
+    if nbformat.writes(nb) != before:
+        nbformat.write(nb, path)

@@ -1,4 +1,5 @@
 """A JupyterLab and a headless Chromium to look at pages with: what a test sees here is what a reader sees."""
+
 import json
 import os
 import shutil
@@ -15,10 +16,14 @@ CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if
 DRIVER = shutil.which("chromedriver")
 MISSING = "no Chromium with its driver here: `make test-browser` installs both" if not (CHROMIUM and DRIVER) else ""
 
-SETTINGS = {      # what would change a page or ask the network
+SETTINGS = {  # what would change a page or ask the network
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none", "recordTiming": False},
     "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
-    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
+    "@jupyterlab/apputils-extension/notification": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+        "doNotDisturbMode": True,
+    },
 }
 RUN_PAGE = """
 const done = arguments[arguments.length - 1];
@@ -39,18 +44,24 @@ const cells = window.jupyterapp.shell.currentWidget.content.widgets;
 const shown = (n) => n && n.offsetParent !== null;
 return {
   errors: [...document.querySelectorAll('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"],' +
-           ' .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]')].map(n => n.innerText.slice(0, 400)),
-  unrun: cells.filter(c => c.model.type === 'code' && c.model.sharedModel.getSource().trim() && !c.model.executionCount).length,
+           ' .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]')]
+          .map(n => n.innerText.slice(0, 400)),
+  unrun: cells.filter(c => c.model.type === 'code' && c.model.sharedModel.getSource().trim()
+                           && !c.model.executionCount).length,
   unfolded: cells.filter(c => c.model.type === 'code' && !c.inputHidden).map(c => c.model.sharedModel.getSource())
-                 .filter(s => /^(#\\| (hide|default_exp|echo: false)|# Solution|# Check)/.test(s)).map(s => s.slice(0, 80)),
-  brokenTables: [...document.querySelectorAll('.jp-RenderedMarkdown p, .jp-RenderedHTMLCommon p')].map(n => n.innerText.trim())
-                 .filter(s => /^\\|.*\\|/.test(s)).map(s => s.slice(0, 120)),
-  brokenMath: [...document.querySelectorAll('mjx-merror, [data-mjx-error], .MathJax_Error')].map(n => n.innerText.slice(0, 120)),
-  brokenImages: [...document.querySelectorAll('.jp-Notebook img')].filter(n => n.complete && n.naturalWidth === 0 && n.src)
+                 .filter(s => /^(#\\| (hide|default_exp|echo: false)|# Solution|# Check)/.test(s))
+                 .map(s => s.slice(0, 80)),
+  brokenTables: [...document.querySelectorAll('.jp-RenderedMarkdown p, .jp-RenderedHTMLCommon p')]
+                 .map(n => n.innerText.trim()).filter(s => /^\\|.*\\|/.test(s)).map(s => s.slice(0, 120)),
+  brokenMath: [...document.querySelectorAll('mjx-merror, [data-mjx-error], .MathJax_Error')]
+                 .map(n => n.innerText.slice(0, 120)),
+  brokenImages: [...document.querySelectorAll('.jp-Notebook img')]
+                 .filter(n => n.complete && n.naturalWidth === 0 && n.src)
                  .map(n => n.src.slice(0, 120)),
   deadLinks: [...document.querySelectorAll('.jp-Notebook a.jp-mod-broken')].map(n => n.href)
 };
 """
+
 
 def free_port():
     "A port that nobody uses now."
@@ -65,49 +76,82 @@ class Lab:
     def __enter__(self):
         from selenium import webdriver
         from selenium.webdriver.chrome.service import Service
+
         self.folder = Path(tempfile.mkdtemp(prefix="lab-"))
-        shutil.copytree(TOP/"nbs", self.folder/"nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-        shutil.copytree(TOP/"research_docs", self.folder/"research_docs")
+        shutil.copytree(TOP / "nbs", self.folder / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+        shutil.copytree(TOP / "research_docs", self.folder / "research_docs")
         for name, settings in SETTINGS.items():
-            path = self.folder/f"settings/{name}.jupyterlab-settings"
+            path = self.folder / f"settings/{name}.jupyterlab-settings"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(settings))
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        own = {f"JUPYTER{k}_DIR": str(self.folder/v) for k, v in
-               (("LAB_SETTINGS", "settings"), ("LAB_WORKSPACES", "workspaces"), ("_CONFIG", "config"), ("_RUNTIME", "runtime"))}
+        own = {
+            f"JUPYTER{k}_DIR": str(self.folder / v)
+            for k, v in (
+                ("LAB_SETTINGS", "settings"),
+                ("LAB_WORKSPACES", "workspaces"),
+                ("_CONFIG", "config"),
+                ("_RUNTIME", "runtime"),
+            )
+        }
         env = os.environ | own | {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}
-        self.log = (self.folder/"lab.log").open("w")
+        self.log = (self.folder / "lab.log").open("w")
         self.server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", f"--ServerApp.root_dir={self.folder}",
-             "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None"],
-            env=env, stdout=self.log, stderr=self.log, cwd=self.folder)
+            [
+                sys.executable,
+                "-m",
+                "jupyterlab",
+                "--no-browser",
+                "--allow-root",
+                f"--port={port}",
+                f"--ServerApp.root_dir={self.folder}",
+                "--IdentityProvider.token=",
+                "--LabApp.expose_app_in_browser=True",
+                "--LabApp.news_url=None",
+            ],
+            env=env,
+            stdout=self.log,
+            stderr=self.log,
+            cwd=self.folder,
+        )
         self.wait_for_server()
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
-        for arg in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-                    "disable-component-update", "disable-sync", "disable-dev-shm-usage", "window-size=1400,1400",
-                    f"user-data-dir={self.folder/'chromium'}"):
+        for arg in (
+            "headless",
+            "no-sandbox",
+            "disable-gpu",
+            "disable-quic",
+            "no-first-run",
+            "disable-background-networking",
+            "disable-component-update",
+            "disable-sync",
+            "disable-dev-shm-usage",
+            "window-size=1400,1400",
+            f"user-data-dir={self.folder / 'chromium'}",
+        ):
             options.add_argument(f"--{arg}")
         self.browser = webdriver.Chrome(options=options, service=Service(DRIVER))
         self.browser.set_script_timeout(600)
         return self
 
     def __exit__(self, *_):
-        if hasattr(self, "browser"): self.browser.quit()
+        if hasattr(self, "browser"):
+            self.browser.quit()
         self.server.terminate()
         self.server.wait(20)
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def wait_for_server(self, seconds=60):
-        for _ in range(seconds*4):
+        for _ in range(seconds * 4):
             try:
                 urllib.request.urlopen(f"{self.url}/api", timeout=5)
                 return
             except OSError:
-                assert self.server.poll() is None, (self.folder/"lab.log").read_text()[-2000:]
-                time.sleep(.25)
+                assert self.server.poll() is None, (self.folder / "lab.log").read_text()[-2000:]
+                time.sleep(0.25)
         raise TimeoutError("JupyterLab did not start")
 
     def run(self, path):
@@ -115,7 +159,7 @@ class Lab:
         self.browser.get(f"{self.url}/lab/tree/{path}?reset")
         said = self.browser.execute_async_script(RUN_PAGE)
         assert said == "ran", said
-        time.sleep(1.)
+        time.sleep(1.0)
         return {k: v for k, v in self.browser.execute_script(LOOK).items() if v}
 
     def figures(self):
@@ -125,7 +169,8 @@ class Lab:
         for box in boxes:
             pictures = box.find_elements("css selector", "img.widget-image")
             handles = box.find_elements("css selector", ".noUi-handle, .ui-slider-handle")
-            if len(pictures) == 1: out.append((pictures[0], handles))
+            if len(pictures) == 1:
+                out.append((pictures[0], handles))
         return out
 
     def see(self, picture):
@@ -133,7 +178,7 @@ class Lab:
         self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
         return picture.screenshot_as_png
 
-    def changed(self, picture, act, seconds=5.):
+    def changed(self, picture, act, seconds=5.0):
         "Does an action change what is seen? Seconds from its end until the new picture was there, or None."
         before, address = self.see(picture), picture.get_attribute("src")
         act()
@@ -141,13 +186,16 @@ class Lab:
         while time.perf_counter() - start < seconds:
             if picture.get_attribute("src") != address:
                 waited = time.perf_counter() - start
-                time.sleep(.05)
-                if self.see(picture) != before: return waited
+                time.sleep(0.05)
+                if self.see(picture) != before:
+                    return waited
                 address = picture.get_attribute("src")
-            time.sleep(.005)
+            time.sleep(0.005)
         return None
 
     def close_page(self):
         "End the kernel of the page."
-        self.browser.execute_async_script("const done = arguments[0]; const p = window.jupyterapp.shell.currentWidget;"
-                                          "p.sessionContext.shutdown().then(() => done(1), () => done(0));")
+        self.browser.execute_async_script(
+            "const done = arguments[0]; const p = window.jupyterapp.shell.currentWidget;"
+            "p.sessionContext.shutdown().then(() => done(1), () => done(0));"
+        )

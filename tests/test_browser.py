@@ -1,25 +1,40 @@
-"""Pages in a real browser: they run, nothing is broken to look at, and every slider redraws its figure, by keyboard and by mouse."""
+"""Pages in a real browser: they run, nothing is broken to look at, and every slider redraws its figure, by keyboard
+and by mouse."""
+
+from functools import partial
+
 import pytest
 from browser import MISSING, TOP, Lab
 
 pytestmark = [pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.xdist_group("browser")]
-PAGES = sorted(str(p.relative_to(TOP)) for p in (TOP/"nbs").rglob("*.ipynb") if "explore(" in p.read_text())
+PAGES = sorted(str(p.relative_to(TOP)) for p in (TOP / "nbs").rglob("*.ipynb") if "explore(" in p.read_text())
+
 
 @pytest.fixture(scope="module")
 def lab():
-    with Lab() as lab: yield lab
+    with Lab() as lab:
+        yield lab
+
 
 def move(lab, picture, handle, how):
     "Seconds until the picture followed; tries both directions, because a slider may stand at an end."
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
+
+    def by_keyboard(sign):
+        handle.send_keys(Keys.ARROW_RIGHT if sign > 0 else Keys.ARROW_LEFT)
+
+    def by_mouse(sign):
+        ActionChains(lab.browser).drag_and_drop_by_offset(handle, 60 * sign, 0).perform()
+
     for sign in (1, -1):
-        def by_key(): handle.send_keys(Keys.ARROW_RIGHT if sign > 0 else Keys.ARROW_LEFT)
-        def by_mouse(): ActionChains(lab.browser).drag_and_drop_by_offset(handle, 60*sign, 0).perform()
+        act = partial(by_keyboard if how == "keyboard" else by_mouse, sign)
         for _ in range(5 if how == "keyboard" else 1):
-            waited = lab.changed(picture, by_key if how == "keyboard" else by_mouse, seconds=3.)
-            if waited is not None: return waited
+            waited = lab.changed(picture, act, seconds=3.0)
+            if waited is not None:
+                return waited
     return None
+
 
 @pytest.mark.parametrize("page", PAGES)
 def test_page_runs_and_its_sliders_redraw(lab, page, capsys):
@@ -32,6 +47,9 @@ def test_page_runs_and_its_sliders_redraw(lab, page, capsys):
         for k, handle in enumerate(handles):
             for how in ("keyboard", "mouse"):
                 waited = move(lab, picture, handle, how)
-                assert waited is not None, f"{page}, live figure {i}, slider {k}: moving it by {how} changes nothing that is seen"
-                with capsys.disabled(): print(f"{page}: figure {i}, slider {k}, {how}: {1000*waited:.0f} ms")
+                assert waited is not None, (
+                    f"{page}, live figure {i}, slider {k}: moving it by {how} changes nothing that is seen"
+                )
+                with capsys.disabled():
+                    print(f"{page}: figure {i}, slider {k}, {how}: {1000 * waited:.0f} ms")
     lab.close_page()

@@ -1,4 +1,5 @@
 "The experiments' histories: nothing is lost when a part of them is made anew."
+
 import csv
 import importlib.util
 import os
@@ -10,60 +11,113 @@ import pytest
 import yaml
 
 TOP = Path(__file__).resolve().parent.parent
-RUN = TOP/"nbs/experiments/run.py"
+RUN = TOP / "nbs/experiments/run.py"
+
 
 def load_run():
-    spec = importlib.util.spec_from_file_location("run_alone", RUN); module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+    spec = importlib.util.spec_from_file_location("run_alone", RUN)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
+
 
 @pytest.fixture
 def experiment(tmp_path, monkeypatch):
     "run.py on a plan of two arms and two seeds; a run is a number that grows."
     module = load_run()
-    (tmp_path/"data").mkdir(); (tmp_path/"plan.yaml").write_text(yaml.safe_dump({"small": dict(question="?", seeds=[0, 1], arms={"b, c": [], "a": []})}, sort_keys=False))
-    monkeypatch.setattr(module, "HERE", tmp_path); monkeypatch.setattr(module, "TOP", tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "plan.yaml").write_text(
+        yaml.safe_dump({"small": dict(question="?", seeds=[0, 1], arms={"b, c": [], "a": []})}, sort_keys=False)
+    )
+    monkeypatch.setattr(module, "HERE", tmp_path)
+    monkeypatch.setattr(module, "TOP", tmp_path)
     made = []
+
     def one(name, arm, args, seed, x, weights):
-        made.append((arm, seed)); row = dict(arm=arm, seed=seed, number=len(made))
+        made.append((arm, seed))
+        row = dict(arm=arm, seed=seed, number=len(made))
         return [row, row], [row], []
+
     monkeypatch.setattr(module, "one", one)
+
     def run(*args):
-        monkeypatch.setattr(sys, "argv", ["run.py", *args]); module.main()
-        return [(r["arm"], int(r["seed"]), int(r["number"])) for r in csv.DictReader((tmp_path/"data/small_end.csv").open())], len(made)
+        monkeypatch.setattr(sys, "argv", ["run.py", *args])
+        module.main()
+        return [
+            (r["arm"], int(r["seed"]), int(r["number"]))
+            for r in csv.DictReader((tmp_path / "data/small_end.csv").open())
+        ], len(made)
+
     return run
+
 
 def test_rows_stand_in_the_order_of_the_plan(experiment):
     experiment("small", "a")
     assert experiment("small") == ([("b, c", 0, 3), ("b, c", 1, 4), ("a", 0, 1), ("a", 1, 2)], 4)
-    assert experiment("small")[1] == 4                                    # what is there is not made again
+    assert experiment("small")[1] == 4  # what is there is not made again
+
 
 def test_again_replaces_what_was_named_and_nothing_else(experiment):
     experiment("small")
     assert experiment("small", "a", "--again")[0] == [("b, c", 0, 1), ("b, c", 1, 2), ("a", 0, 5), ("a", 1, 6)]
     assert [n for *_, n in experiment("small", "--again")[0]] == [7, 8, 9, 10]
 
-def test_an_unknown_arm_is_an_error_that_names_those_there_are(experiment):
-    with pytest.raises(SystemExit, match="small has no arm 'd'; it has 'b, c', 'a'"): experiment("small", "d")
 
-@pytest.mark.parametrize("x, file", [({}, "positions.jsonl"), (dict(every=5), "heldout.jsonl"), (dict(every=5, labels="heldout_openings.jsonl"), "heldout_openings.jsonl")])
+def test_an_unknown_arm_is_an_error_that_names_those_there_are(experiment):
+    with pytest.raises(SystemExit, match="small has no arm 'd'; it has 'b, c', 'a'"):
+        experiment("small", "d")
+
+
+@pytest.mark.parametrize(
+    "x, file",
+    [
+        ({}, "positions.jsonl"),
+        (dict(every=5), "heldout.jsonl"),
+        (dict(every=5, labels="heldout_openings.jsonl"), "heldout_openings.jsonl"),
+    ],
+)
 def test_regret_is_taken_on_the_positions_that_the_plan_names(monkeypatch, x, file):
     run, asked = load_run(), []
-    class Enough(Exception): pass
-    def stop(path): asked.append(path); raise Enough
+
+    class Enough(Exception):
+        pass
+
+    def stop(path):
+        asked.append(path)
+        raise Enough
+
     monkeypatch.setattr(run, "read_labels", stop)
-    with pytest.raises(Enough): run.one("n", "a", [], 0, dict(keep=[], **x), "")
-    assert asked == [TOP/"nbs/data"/file] and asked[0].exists()
+    with pytest.raises(Enough):
+        run.one("n", "a", [], 0, dict(keep=[], **x), "")
+    assert asked == [TOP / "nbs/data" / file] and asked[0].exists()
+
 
 def test_what_a_checkpoint_is_worth_is_its_average_where_it_has_one(tmp_path):
-    run = load_run(); (tmp_path/"model.safetensors").touch()
+    run = load_run()
+    (tmp_path / "model.safetensors").touch()
     assert run.result(tmp_path).name == "model.safetensors"
-    (tmp_path/"average.safetensors").touch()
+    (tmp_path / "average.safetensors").touch()
     assert run.result(tmp_path).name == "average.safetensors"
+
 
 @pytest.mark.parametrize("script", sorted(p.name for p in RUN.parent.glob("*.py")))
 def test_every_script_still_loads_and_says_what_it_needs(script, tmp_path):
     "Most of them run for an hour, and no notebook runs them: they must not fall behind the package."
     needs = script in ("grid.py", "heldout.py", "starts.py", "strength.py", "supervised.py")
-    load = f"import sys, runpy; sys.path.insert(0, {str(RUN.parent)!r}); sys.argv = [{script!r}]; runpy.run_path({str(RUN.parent/script)!r}, run_name={'__main__' if needs else 'loaded'!r})"
-    done = subprocess.run([sys.executable, "-c", load], env=os.environ | {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert "Traceback" not in done.stderr and (done.returncode, "the following arguments are required" in done.stderr) == ((2, True) if needs else (0, False)), done.stderr
+    name = "__main__" if needs else "loaded"
+    load = (
+        f"import sys, runpy; sys.path.insert(0, {str(RUN.parent)!r}); sys.argv = [{script!r}]; "
+        f"runpy.run_path({str(RUN.parent / script)!r}, run_name={name!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", load],
+        env=os.environ | {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "Traceback" not in done.stderr and (
+        done.returncode,
+        "the following arguments are required" in done.stderr,
+    ) == ((2, True) if needs else (0, False)), done.stderr

@@ -1,4 +1,5 @@
 "The notebooks are the source: they run, they say what they said, and the library is what they export."
+
 import json
 import os
 import re
@@ -14,24 +15,37 @@ from nbclient import NotebookClient
 from grpo_chess.engine import engine_name
 
 TOP = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((TOP/"nbs").rglob("*.ipynb"))
-name_of = lambda p: p.stem
+NOTEBOOKS = sorted((TOP / "nbs").rglob("*.ipynb"))
+
+
+def name_of(path):
+    return path.stem
+
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-MADE_WITH = "Stockfish 15.1"      # the engine of the stored outputs; another one gives other evaluations
+MADE_WITH = "Stockfish 15.1"  # the engine of the stored outputs; another one gives other evaluations
+
 
 def text_outputs(nb):
     "Printed text and plain results of every cell, without what may differ between machines."
     out = []
     for cell in nb.cells:
-        if cell.cell_type != "code": continue
-        kept = [o for o in cell.get("outputs", []) if WIDGET not in o.get("data", {})]                      # .ci/clean.py leaves sliders out
+        if cell.cell_type != "code":
+            continue
+        kept = [
+            o for o in cell.get("outputs", []) if WIDGET not in o.get("data", {})
+        ]  # .ci/clean.py leaves sliders out
         shown = [o.get("data", {}) for o in kept]
-        texts = [(o.get("name"), o.get("text") or d.get("text/markdown") or d.get("text/html") or d.get("text/plain", "")) for o, d in zip(kept, shown)]
+        texts = [
+            (o.get("name"), o.get("text") or d.get("text/markdown") or d.get("text/html") or d.get("text/plain", ""))
+            for o, d in zip(kept, shown)
+        ]
         out.append("".join(re.sub(r"0x[0-9a-f]+", "0x", t) for stream, t in texts if stream != "stderr"))
     return out
 
-# Runs after the last cell of a page that has sliders: each one is set as a reader sets it, and the picture in its own output must change.
+
+# Runs after the last cell of a page that has sliders: each one is set as a reader sets it, and the picture in its
+# own output must change.
 MOVE_SLIDERS = """
 import ipywidgets
 if "EXPLORERS" not in globals(): from grpo_chess.lesson import EXPLORERS
@@ -52,18 +66,26 @@ for i, explorer in enumerate(EXPLORERS):
         assert len(pictures) == 2, f"figure {i}: moving {name} changes nothing"
 """
 
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 def test_runs_and_repeats_its_outputs(path):
     "A fresh process runs the page from top to bottom and prints what is stored; its sliders move."
     stored = nbformat.read(path, 4)
     fresh = nbformat.read(path, 4)
-    assert "interactive(" not in path.read_text(), "use grpo_chess.lesson.explore: interactive(...) draws nothing in a browser"
-    if "explore(" in path.read_text(): fresh.cells.append(nbformat.v4.new_code_cell(MOVE_SLIDERS))
-    os.environ |= {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}      # two tests at a time: a thread each
-    NotebookClient(fresh, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
-    if "EnginePool" in path.read_text() and engine_name() != MADE_WITH: return      # it ran, with all its asserts; its numbers are another engine's
+    assert "interactive(" not in path.read_text(), (
+        "use grpo_chess.lesson.explore: interactive(...) draws nothing in a browser"
+    )
+    if "explore(" in path.read_text():
+        fresh.cells.append(nbformat.v4.new_code_cell(MOVE_SLIDERS))
+    os.environ |= {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}  # two tests at a time: a thread each
+    NotebookClient(
+        fresh, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
+    if "EnginePool" in path.read_text() and engine_name() != MADE_WITH:
+        return  # it ran, with all its asserts; its numbers are another engine's
     for i, (then, now) in enumerate(zip(text_outputs(stored), text_outputs(fresh))):
         assert then == now, f"code cell {i} of {path.name} printed something else"
+
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 def test_is_fit_to_be_stored(path):
@@ -74,27 +96,47 @@ def test_is_fit_to_be_stored(path):
     outputs = json.dumps([c.get("outputs", []) for c in nb.cells if c.cell_type == "code"])
     assert '"output_type": "error"' not in outputs
     assert WIDGET not in outputs and "widgets" not in nb.metadata, "a widget is stored: run `make export`"
-    assert not re.search(r"/(home|root|work|tmp|usr|Users)/", re.sub(r'"image/png": "[^"]*"', "", outputs)), "a path of this machine is stored"
-    ran = [c for c in nb.cells if c.cell_type == "code" and re.search(r"^\s*print\(", c.source, re.M) and not c.source.startswith("#|")]
+    assert not re.search(r"/(home|root|work|tmp|usr|Users)/", re.sub(r'"image/png": "[^"]*"', "", outputs)), (
+        "a path of this machine is stored"
+    )
+    ran = [
+        c
+        for c in nb.cells
+        if c.cell_type == "code" and re.search(r"^\s*print\(", c.source, re.M) and not c.source.startswith("#|")
+    ]
     assert all(c.outputs for c in ran), "a cell prints but has no stored output: run the notebook"
+
 
 def test_library_is_what_the_notebooks_export(tmp_path):
     "Exporting into an empty folder gives every module, byte for byte, and no module has lost its notebook."
-    script = f"from nbdev.export import nb_export; import sys; [nb_export(p, lib_path={str(tmp_path/'grpo_chess')!r}) for p in sys.argv[1:]]"
+    lib = str(tmp_path / "grpo_chess")
+    script = (
+        f"from nbdev.export import nb_export; import sys; [nb_export(p, lib_path={lib!r}) for p in sys.argv[1:]]"
+    )
     subprocess.run([sys.executable, "-c", script, *map(str, NOTEBOOKS)], cwd=TOP, check=True)
-    exported = {p.name: p.read_text() for p in (tmp_path/"grpo_chess").glob("*.py")}
-    here = {p.name: p.read_text() for p in (TOP/"grpo_chess").glob("*.py") if p.name not in ("__init__.py", "_modidx.py")}
+    exported = {p.name: p.read_text() for p in (tmp_path / "grpo_chess").glob("*.py")}
+    here = {
+        p.name: p.read_text() for p in (TOP / "grpo_chess").glob("*.py") if p.name not in ("__init__.py", "_modidx.py")
+    }
     exported = {k: v for k, v in exported.items() if k in here or k not in ("__init__.py", "_modidx.py")}
-    clean = lambda text: re.sub(r"(# %% |File to edit: )\S*?(\w+\.ipynb)", r"\1\2", text)
+
+    def clean(text):
+        return re.sub(r"(# %% |File to edit: )\S*?(\w+\.ipynb)", r"\1\2", text)
+
     assert {k: clean(v) for k, v in here.items()} == {k: clean(v) for k, v in exported.items()}
+
 
 def test_exported_code_stands_alone():
     "No exported cell leans on one that is not exported; nothing imports upwards, or in a circle."
-    subprocess.run([sys.executable, "-m", "ruff", "check", "--select", "F", "--no-cache", "grpo_chess"], cwd=TOP, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--select", "F", "--no-cache", "grpo_chess"], cwd=TOP, check=True
+    )
     number = {m.group(1): p.stem[:2] for p in NOTEBOOKS if (m := re.search(r"default_exp (\w+)", p.read_text()))}
-    uses = {m: set(re.findall(r"^from \.(\w+) import", (TOP/f"grpo_chess/{m}.py").read_text(), re.M)) for m in number}
-    for module, used in uses.items(): assert all(number[u] <= number[module] for u in used), f"{module} imports {used}"
-    list(TopologicalSorter(uses).static_order())      # CycleError names a circle
+    uses = {m: set(re.findall(r"^from \.(\w+) import", (TOP / f"grpo_chess/{m}.py").read_text(), re.M)) for m in number}
+    for module, used in uses.items():
+        assert all(number[u] <= number[module] for u in used), f"{module} imports {used}"
+    list(TopologicalSorter(uses).static_order())  # CycleError names a circle
+
 
 def test_readme_is_the_index():
     subprocess.run([sys.executable, ".ci/readme.py", "--check"], cwd=TOP, check=True)

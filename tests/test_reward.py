@@ -516,40 +516,65 @@ def test_arrange_refuses_other_moves_than_the_legal_ones():
                   {("e2e5" if k == "e2e4" else k): v for k, v in moves.items()}):
         with pytest.raises(EngineError, match="e2e"): arrange(wrong, legal, chess.STARTING_FEN)
 
-# ---------------------------------------------------------------- a score function of one's own
+# ---------------------------------------------------------------- a function of one's own
+
+def counted(boards, scale="win"): return SCALES[scale].value(material([b.fen() for b in boards]))
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_material_is_a_score_function(scale):
-    own, built_in, ro = Judge(RewardConfig(scale=scale), score=material), judge(scale), games(seed=7)
+def test_material_as_a_function_of_boards(scale):
+    own, built_in = Judge(RewardConfig(scale=scale), value=lambda boards: counted(boards, scale)), judge(scale)
+    ro = games(seed=7)
     assert torch.equal(step_rewards(ro, own), step_rewards(ro, built_in)) and own.asked == built_in.asked
-    assert torch.equal(move_values(ro, own), move_values(ro, built_in)) and own.cfg.judge == "own"
+    assert torch.allclose(move_values(ro, own), move_values(ro, built_in), atol=1e-6) and own.cfg.judge == "own"
 
-def test_moves_by_a_score_function_against_a_loop():
+def test_moves_by_a_function_against_a_loop():
     legal, calls = legal_table(JUDGED), []
-    def score(fens):
-        calls.append(list(fens))
-        return torch.tensor([FakePool.score(f) for f in fens])              # a tensor will do
-    value = Judge(score=score).of_moves(JUDGED, legal)
+    def value(boards):
+        calls.append(boards)
+        return torch.tensor(answers([position_key(b) for b in boards]))      # a tensor will do
+    found = Judge(value=value).of_moves(JUDGED, legal)
     assert len(calls) == 1                                                  # a network wants one batch
     for row, column, move in slots(JUDGED, legal):
         board = chess.Board(JUDGED[row])
         board.push(move)
         if board.is_checkmate(): want = 1
         elif not any(board.legal_moves) or board.is_insufficient_material(): want = .5
-        else: want = win_probability([-FakePool.score(position_key(board))])[0]
-        assert value[row, column].item() == want, (JUDGED[row], move)
-    assert (value == 1).any() and (value[legal < 0] == 0).all()
+        else: want = 1 - answers([position_key(board)])[0]
+        assert found[row, column].item() == pytest.approx(want, abs=1e-6), (JUDGED[row], move)
+    assert (found == 1).any() and (found[legal < 0] == 0).all()
+
+def test_material_of_moves_is_the_engine_s_arithmetic():
+    "Centipawns of the child, turned round, and then the scale: what an engine's answer goes through."
+    legal = legal_table(JUDGED)
+    for scale in SCALES:
+        found = judge(scale).of_moves(JUDGED, legal)
+        for row, column, move in slots(JUDGED, legal):
+            board = chess.Board(JUDGED[row])
+            board.push(move)
+            if board.is_checkmate(): cp = MATE - 1
+            elif not any(board.legal_moves) or board.is_insufficient_material(): cp = 0
+            else: cp = -int(material([board.fen()])[0])
+            assert found[row, column].item() == SCALES[scale].value([cp])[0], (JUDGED[row], move)
 
 @pytest.mark.parametrize("bad, why", [
-    (lambda fens: [0.], "numbers for 2 positions"), (lambda fens: 5., "numbers for 2 positions"),
-    (lambda fens: [[1.]]*len(fens), "numbers for 2 positions"), (lambda fens: [0., float("nan")], "nan centipawns"),
-    (lambda fens: [float("inf"), 0.], "inf centipawns"), (lambda fens: [0, -MATE - 1], "-32001.0 centipawns"),
-    (lambda fens: ["a", "b"], "could not convert")])
-def test_a_score_function_that_talks_nonsense_is_stopped(bad, why):
-    j = Judge(score=bad)
+    (lambda boards: [0.], r"\[1\] values for 2 positions"), (lambda boards: .5, r"\[\] values for 2 positions"),
+    (lambda boards: [[1.]]*len(boards), r"\[2, 1\] values"), (lambda boards: [0., float("nan")], "gave nan for"),
+    (lambda boards: [float("inf"), 0.], "gave inf for"), (lambda boards: [0, -.01], "not 0 to 1"),
+    (lambda boards: [0, 1.5], "not 0 to 1"), (lambda boards: ["a", "b"], "could not convert")])
+def test_a_function_that_talks_nonsense_is_stopped(bad, why):
+    j = Judge(value=bad)
     with pytest.raises(ValueError, match=why): j.values([chess.STARTING_FEN, SPECIAL[0]])
     assert not j.known
+    wide = Judge(RewardConfig(scale="cp"), value=lambda boards: [3.])
+    with pytest.raises(ValueError, match="-2 to 2"): wide.values([STARTS[0]])
 
 def test_own_needs_its_function():
-    with pytest.raises(ValueError, match="score function"): Judge(RewardConfig(judge="own"))
-    assert Judge(RewardConfig(depth=7), score=material).cfg == RewardConfig(judge="own", depth=7)
+    with pytest.raises(ValueError, match="pass a function"): Judge(RewardConfig(judge="own"))
+    assert Judge(RewardConfig(depth=7), value=counted).cfg == RewardConfig(judge="own", depth=7)
+
+def test_a_pool_does_not_answer_for_other_judges():
+    "A run may have an engine for its start positions and another judge."
+    pool = FakePool()
+    for j in (Judge(RewardConfig(judge="material"), pool), Judge(RewardConfig(), pool, counted)):
+        assert j.values([STARTS[1]]).tolist() == win_probability(material([STARTS[1]])).tolist()
+        assert j.of_moves([STARTS[1]], legal_table([STARTS[1]])).isfinite().all() and not pool.asked

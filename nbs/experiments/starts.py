@@ -1,10 +1,13 @@
 """Start positions for the experiment `groups`: those of one shard of labels, which are apart from the held-out ones.
 
-    python -m grpo_chess.pretrain label --positions 50000 --depth 1 --seed 0 --out LABELS      # half a minute on two cores
+    # half a minute on two cores
+    python -m grpo_chess.pretrain label --positions 50000 --depth 1 --seed 0 --out LABELS
     python nbs/experiments/starts.py LABELS runs/starts.fen
 
-Groups of one ply need a new start for each group; a file is cheaper than random play. Positions are written as their mover sees them: White to move.
+Groups of one ply need a new start for each group; a file is cheaper than random play. Positions are written as
+their mover sees them: White to move.
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -12,15 +15,21 @@ from pathlib import Path
 from grpo_chess.model import describe
 from grpo_chess.labels import LabelError, read_manifest, read_shard
 
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("labels", type=Path); parser.add_argument("out", type=Path, help=".fen file to write")
+    parser.add_argument("labels", type=Path)
+    parser.add_argument("out", type=Path, help=".fen file to write")
     args = parser.parse_args()
     try:
         shard = read_manifest(args.labels)["shards"][0]["name"]
-        fens = dict.fromkeys(describe(t) for t in read_shard(args.labels/shard).tokens)
-    except LabelError as e: sys.exit(f"error: {e}")
-    args.out.parent.mkdir(exist_ok=True); args.out.write_text("\n".join(fens) + "\n")
+        fens = dict.fromkeys(describe(t) for t in read_shard(args.labels / shard).tokens)
+    except LabelError as e:
+        sys.exit(f"error: {e}")
+    args.out.parent.mkdir(exist_ok=True)
+    args.out.write_text("\n".join(fens) + "\n")
     print(f"{len(fens)} positions of {shard}")
 
-if __name__ == "__main__": main()
+
+if __name__ == "__main__":
+    main()
