@@ -10,8 +10,7 @@ import pytest
 from grpo_chess.board import PositionError, position_key, terminal
 from grpo_chess.engine import EngineConfig, EnginePool
 from grpo_chess.positions import (PHASES, PositionsConfig, phase_of, points, random_position, read_positions,
-                                  start_positions,
-                                  within_window)
+                                  start_positions, within_window)
 
 
 class Says:
@@ -122,9 +121,12 @@ def test_mixed_takes_all_phases_in_turn():
     boards = start_positions(9, PositionsConfig(window_cp=0), 0, 1)
     assert [phase_of(b) for b in boards] == [PHASES[(1 + i) % 3] for i in range(9)]
 
-def test_impossible_window_stops():
+def test_impossible_window_stops(monkeypatch):
+    monkeypatch.setattr("grpo_chess.positions.TRIES", 6)
+    pool = Says(lambda fen: -900)
     with pytest.raises(PositionError, match="within 200 cp in 6 tries"):
-        start_positions(2, PositionsConfig(phase="opening", tries=6), 0, 0, Says(lambda fen: -900))
+        start_positions(2, PositionsConfig(phase="opening"), 0, 0, pool)
+    assert pool.asked == 12
 
 def test_window_without_engine_is_an_error():
     with pytest.raises(ValueError, match="window_cp = 200 needs an engine"): start_positions(1, PositionsConfig(), 0, 0)
@@ -157,6 +159,31 @@ def test_read_all_kinds(tmp_path):
     assert [len(b.move_stack) for b in pgn] == [0, 1, 2, 3, 4, 0, 1]
     assert [m.uci() for m in pgn[4].move_stack] == ["e2e4", "e7e5", "g1f3", "b8c6"]
     assert pgn[6].fen().startswith("8/8/Q3k3")
+
+def shuffling(plies):
+    "A PGN of random games, and one in which knights go to and fro, so that its positions repeat."
+    games = []
+    for seed in range(3):
+        board, rng = chess.Board(), random.Random(seed)
+        while board.ply() < plies and not terminal(board): board.push(rng.choice(list(board.legal_moves)))
+        games.append(board.move_stack)
+    games.append([chess.Move.from_uci(m) for m in "e2e4 e7e5".split() + "g1f3 g8f6 f3g1 f6g8".split()*2])
+    return "".join(f'[Event "x"]\n\n{chess.Board().variation_san(moves)} *\n\n' for moves in games)
+
+def test_starts_keep_the_moves_that_a_repetition_can_reach(tmp_path):
+    "And no others: with all moves of every position 20 kB of games take 41 MB. The sampler sees the same boards."
+    path = write(tmp_path, "a.pgn", shuffling(120))
+    for long, short in zip(read_positions(path), read_positions(path, whole=False), strict=True):
+        reach = long.halfmove_clock + 1      # as far back as the sampler copies
+        assert short.fen() == long.fen() and short.ply() == long.ply() and terminal(short) == terminal(long)
+        assert short.move_stack == long.move_stack[-reach:] == long.copy(stack=reach).move_stack
+        assert short.copy(stack=reach).root() == long.copy(stack=reach).root()
+        assert all(short.is_repetition(n) == long.is_repetition(n) for n in (2, 3))
+    assert sum(b.is_repetition(3) for b in read_positions(path, whole=False)) == 1
+    cfg = PositionsConfig(file=str(path), window_cp=0)
+    boards = start_positions(500, cfg, 0, 0)
+    assert max(len(b.move_stack) for b in boards) > 1
+    assert all(len(b.move_stack) <= b.halfmove_clock + 1 for b in boards)
 
 @pytest.mark.parametrize("name, text, line, says", [
     ("b.fen", f"{chess.STARTING_FEN}\n\n4k3/8/8/8/8/8/8/8 w - - 0 1\n", 3,
