@@ -9,6 +9,7 @@ PY := .venv/bin/python
 export PYTHON
 # Threads that wait spin for a moment, then sleep. Seconds a step of the default run on two cores, idle and beside one busy process:
 # libgomp's own choice 1.0 and 34, no spinning (OMP_WAIT_POLICY=passive) 1.3 to 1.7 and 1.6, this 1.1 to 1.3 and 2.0.
+# The package and the environment set it too (grpo_chess/__init__.py, .ci/setup): here it is for whatever make starts.
 export GOMP_SPINCOUNT ?= 1000
 ARGS ?=
 
@@ -24,13 +25,13 @@ test-browser: .venv/.ready engine browser
 	$(PY) -m pytest tests/test_browser.py -n 0 $(ARGS)
 
 export: .venv/.ready
-	for f in nbs/*.ipynb nbs/experiments/*.ipynb; do .venv/bin/nbdev_clean --fname $$f; done
-	$(PY) .ci/clean.py nbs/*.ipynb nbs/experiments/*.ipynb
+	for f in nbs/*.ipynb nbs/*/*.ipynb; do .venv/bin/nbdev_clean --fname $$f; done
+	$(PY) .ci/clean.py nbs/*.ipynb nbs/*/*.ipynb
 	.venv/bin/nbdev_export
 	$(PY) .ci/readme.py
 
 # The interpreter of .venv counts as a source, so that an environment broken by an upgrade is made anew.
-.venv/.ready: constraints.txt settings.ini setup.py $(wildcard .venv/bin/python)
+.venv/.ready: constraints.txt settings.ini setup.py .ci/setup $(wildcard .venv/bin/python)
 	@.ci/setup env
 	@touch $@
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from grpo_chess.train import REPORT
+from grpo_chess.report import REPORT
 from grpo_chess.panel import PANEL, read_metrics
 
 name, runs, data = sys.argv[1], [Path(p) for p in sys.argv[2:]], Path(__file__).resolve().parent.parent/"nbs/data"

@@ -1,1 +1,27 @@
+"""A small transformer learns chess by GRPO. The front door: `from grpo_chess import preset, run, load, match`."""
 __version__ = "0.1.0"
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# Threads that wait spin for a moment, then sleep. Beside a busy process that is several times as fast as libgomp's own
+# choice (benchmarks/threads.py measures it). libgomp reads it when torch is loaded, hence here, before any other import.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+_DOOR = dict(preset="config", presets="config", run="train", load="front", match="front")     # name -> module
+
+if TYPE_CHECKING:
+    from .config import preset, presets
+    from .front import load, match
+    from .train import run
+
+__all__ = ["load", "match", "preset", "presets", "run"]
+
+def __getattr__(name:str)->Any:
+    "A name of the front door, from its module, which is loaded when it is first used."
+    if name in _DOOR: return getattr(import_module(f".{_DOOR[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; the front door has {', '.join(_DOOR)}")
+
+def __dir__()->list[str]:
+    return sorted([*globals(), *_DOOR])

@@ -15,7 +15,7 @@ import sys
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -27,14 +27,14 @@ class ConfigError(ValueError):
 
 # %% auto #0
 __all__ = ['Settings', 'SIGNALS', 'ConfigError', 'sections', 'known_keys', 'flatten', 'check_numbers', 'build', 'unknown_key',
-           'check_key', 'one_line', 'PlainLoader', 'read_yaml', 'take', 'choose', 'make_parser', 'parse_settings',
-           'handled', 'interrupt', 'StopRequest', 'EndedEarly', 'Stopped', 'Lasting', 'run_command']
+           'check_key', 'one_line', 'PlainLoader', 'read_yaml', 'write_whole', 'take', 'choose', 'make_parser',
+           'parse_settings', 'handled', 'interrupt', 'StopRequest', 'EndedEarly', 'Stopped', 'Lasting', 'run_command']
 
 # %% ../nbs/00_settings.ipynb #f9009805
 def sections(cls)->dict[str, Any]:
     "The fields of a settings class that are settings classes themselves."
-    return {f.name: f.default_factory for f in dataclasses.fields(cls)
-            if isinstance(f.default_factory, type) and dataclasses.is_dataclass(f.default_factory)}
+    types = get_type_hints(cls)
+    return {f.name: types[f.name] for f in dataclasses.fields(cls) if dataclasses.is_dataclass(types[f.name])}
 
 def known_keys(cls, prefix:str="")->list[str]:
     "Every setting, as a dotted key."
@@ -86,17 +86,21 @@ def one_line(error:BaseException)->str:
 
 # %% ../nbs/00_settings.ipynb #5e771a03
 class PlainLoader(yaml.SafeLoader):
-    "YAML without aliases: a few lines of them can stand for more values than memory holds, or for themselves."
+    "YAML without aliases, a few lines of which can stand for more values than memory holds, and without deep nesting."
+    depth = 0
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent): raise yaml.YAMLError("aliases (*name) are not read in settings")
-        return super().compose_node(parent, index)
+        if self.depth > 20: raise yaml.YAMLError("it is nested too deeply")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 def read_yaml(path:str|Path, known:list[str])->dict[str, Any]:
     "Settings of a YAML file as dotted keys, all of them known; ConfigError says what is wrong."
     try: tree = yaml.load(Path(path).read_text("utf-8"), PlainLoader) or {}
     except OSError as e: raise ConfigError(f"cannot read {path}: {e.strerror}") from None
     except (yaml.YAMLError, ValueError) as e: raise ConfigError(f"{path} is not YAML: {one_line(e)}") from None
-    except RecursionError: raise ConfigError(f"{path} is not YAML for settings: it is nested too deeply") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected settings like 'seed: 1', found {type(tree).__name__}")
     flat = flatten(tree)
@@ -104,6 +108,22 @@ def read_yaml(path:str|Path, known:list[str])->dict[str, Any]:
         check_key(key, known, str(path))
         if value is None: raise ConfigError(f"{path}: {key} has no value")
     return flat
+
+# %% ../nbs/00_settings.ipynb #5e771a12
+def write_whole(path:str|Path, text:str)->None:
+    "Write a file, whole or not at all."
+    path = Path(path).resolve()
+    if path.exists() and not path.is_file():
+        path.write_text(text, "utf-8")      # a device or a pipe
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally: beside.unlink(missing_ok=True)
 
 # %% ../nbs/00_settings.ipynb #5e771a06
 def take(argv:list[str], names:tuple[str, ...])->tuple[dict[str, list[str]], list[str]]:
@@ -126,6 +146,7 @@ def choose(name:str, presets:dict[str, Settings])->Settings:
     if name not in presets: raise ConfigError(f"there is no preset {name!r}; there are {', '.join(presets)}")
     return presets[name]
 
+# %% ../nbs/00_settings.ipynb #5e771a14
 def make_parser(
     cls:type,                           # dataclass of the settings
     prog:str,                           # python -m grpo_chess.train
@@ -146,6 +167,7 @@ def make_parser(
     parser.set_defaults(base or {})
     return parser
 
+# %% ../nbs/00_settings.ipynb #5e771a15
 def parse_settings(
     cls:type[Settings],                 # dataclass of the settings
     argv:list[str],                     # command line without the program's name and its own options
@@ -160,7 +182,8 @@ def parse_settings(
         if word.startswith("--"): check_key(word[2:].split("=")[0], [*known, "help", "print_config"], "command line")
     given = dict(base or {})
     for file in found["config"]: given |= read_yaml(file, known)
-    parser = make_parser(cls, prog, given, options)
+    check_numbers(given)
+    parser = make_parser(cls, prog, given if {"-h", "--help"} & {*rest} else None, options)
     try:
         values = parser.parse_args([f"--{key}={value}" for key, value in given.items()] + rest)
         check_numbers({key: values[key] for key in known})
@@ -223,6 +246,7 @@ class Lasting:
         try: self.stream.flush()
         except OSError: self.lost()
 
+# %% ../nbs/00_settings.ipynb #5e771a16
 def run_command(
     work:Callable[[list[str]], Any],    # does everything; raises what is wrong
     argv:list[str]|None,                # None: the program's own

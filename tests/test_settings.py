@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from grpo_chess.settings import (
-    ConfigError, EndedEarly, Stopped, StopRequest, choose, flatten, handled, interrupt, known_keys, make_parser, parse_settings,
-    read_yaml, run_command, take,
-)
+    ConfigError, EndedEarly, Stopped, StopRequest, choose, flatten, handled, interrupt, known_keys, make_parser,
+    parse_settings, read_yaml, run_command, take, write_whole)
 
 TOP = Path(__file__).resolve().parent.parent
 
@@ -57,8 +56,10 @@ def refused(call, *args):
 BOMB = "a: &a [1, 1]\n" + "".join(f"{y}: &{y} [{', '.join([f'*{x}']*9)}]\n" for x, y in zip("abcdefgh", "bcdefghi"))
 
 @pytest.mark.parametrize("text, says", [
-    (BOMB, "aliases"), ("seed: &x [*x]", "aliases"), ("&x\nseed: *x", "aliases"), ("["*5000, "nested too deeply"), ("{a: "*5000, "nested too deeply"),
-    ("seed: [", "is not YAML"), ("- 1", "found list"), ("7", "found int"), ("seed:", "seed has no value"), ("inner: {dept: 2}", "did you mean 'inner.depth'"),
+    (BOMB, "aliases"), ("seed: &x [*x]", "aliases"), ("&x\nseed: *x", "aliases"),
+    ("["*5000, "nested too deeply"), ("{a: "*5000, "nested too deeply"),
+    ("seed: [", "is not YAML"), ("- 1", "found list"), ("7", "found int"),
+    ("seed:", "seed has no value"), ("inner: {dept: 2}", "did you mean 'inner.depth'"),
     ("seed: !!python/object/apply:os.getcwd []", "is not YAML"), ("seed: \x00", "is not YAML")])
 def test_a_bad_file_is_one_line_at_once(tmp_path, text, says):
     file = tmp_path/"x.yaml"
@@ -70,19 +71,24 @@ def test_a_bad_file_is_one_line_at_once(tmp_path, text, says):
 def test_a_file_that_is_no_text_or_no_file(tmp_path):
     (tmp_path/"x.yaml").write_bytes(b"\xff\xfe\x00")
     assert "is not YAML" in refused(read_yaml, tmp_path/"x.yaml", KNOWN)
-    assert "cannot read" in refused(read_yaml, tmp_path, KNOWN) and "No such file" in refused(read_yaml, tmp_path/"none", KNOWN)
+    assert "cannot read" in refused(read_yaml, tmp_path, KNOWN)
+    assert "No such file" in refused(read_yaml, tmp_path/"none", KNOWN)
 
 def test_later_settings_win_wherever_they_stand(tmp_path):
-    for name, text in dict(a="seed: 1\nminutes: 1\nname: a", b="seed: 2\nminutes: 2").items(): (tmp_path/f"{name}.yaml").write_text(text)
-    got = parse("--seed", 3, "--config", tmp_path/"a.yaml", f"--config={tmp_path/'b.yaml'}", **{"inner.depth": 9, "name": "base"})
+    (tmp_path/"a.yaml").write_text("seed: 1\nminutes: 1\nname: a")
+    (tmp_path/"b.yaml").write_text("seed: 2\nminutes: 2")
+    files = "--config", tmp_path/"a.yaml", f"--config={tmp_path/'b.yaml'}"
+    got = parse("--seed", 3, *files, **{"inner.depth": 9, "name": "base"})
     assert got == Outer(3, 2., "a", True, Inner(9))
 
 # The command line
 
 @pytest.mark.parametrize("argv, says", [
-    (["--sead", "1"], "did you mean 'seed'"), (["--dept=1"], "inner.depth"), (["--inner", "{depth: 1}"], "unknown setting 'inner'"), (["--seed"], "seed"),
-    (["--config"], "--config needs a value"), (["--config", "--seed"], "--config needs a value"), (["--seed", "1.5"], "seed"), (["seven"], "seven"),
-    (["--minutes", ".nan"], "not a finite number"), (["--minutes", ".inf"], "not a finite number"), (["--minutes", "1e999"], "not a finite number"),
+    (["--sead", "1"], "did you mean 'seed'"), (["--dept=1"], "inner.depth"), (["--seed"], "seed"), (["seven"], "seven"),
+    (["--inner", "{depth: 1}"], "unknown setting 'inner'"), (["--seed", "1.5"], "seed"),
+    (["--config"], "--config needs a value"), (["--config", "--seed"], "--config needs a value"),
+    (["--minutes", ".nan"], "not a finite number"), (["--minutes", ".inf"], "not a finite number"),
+    (["--minutes", "1e999"], "not a finite number"),
     (["--seed", "9"*26], "too large"), (["--seed", "9"*400], "too large"), (["--on", "perhaps"], "on")])
 def test_a_bad_command_line_is_one_line(argv, says):
     assert says in refused(parse, *argv)
@@ -93,10 +99,32 @@ def test_take_and_choose():
     assert flatten(dict(a=1, b=dict(c=2, d=dict(e=3)))) == {"a": 1, "b.c": 2, "b.d.e": 3}
 
 def test_help_shows_the_preset_and_the_commands_own_options(capsys):
-    with pytest.raises(SystemExit) as e: parse_settings(Outer, ["--help"], "python -m outer", dict(minutes=15), dict(preset="a name"))
+    with pytest.raises(SystemExit) as e:
+        parse_settings(Outer, ["--help"], "python -m outer", dict(minutes=15), dict(preset="a name"))
     text = " ".join(capsys.readouterr().out.split())
-    assert e.value.code == 0 and "default: 15" in text and "--preset PRESET" in text and all(f"--{k} " in text for k in KNOWN)
+    assert e.value.code == 0 and "default: 15" in text and "--preset PRESET" in text
+    assert all(f"--{k} " in text for k in KNOWN)
     assert all(action.help for action in make_parser(Outer, "x")._actions)
+
+# Files that are written
+
+def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
+    file = tmp_path/"x.json"
+    write_whole(file, "old")
+    def fails(*args): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError): write_whole(file, "new")
+    assert file.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
+    (tmp_path/"link").symlink_to("file")
+    write_whole(tmp_path/"link", "text")
+    assert (tmp_path/"link").is_symlink() and (tmp_path/"file").read_text() == "text"
+    os.mkfifo(tmp_path/"pipe")
+    reader = os.open(tmp_path/"pipe", os.O_RDONLY|os.O_NONBLOCK)
+    write_whole(tmp_path/"pipe", "text")
+    assert os.read(reader, 10) == b"text" and (tmp_path/"pipe").is_fifo()
+    os.close(reader)
 
 # How a command ends
 
@@ -106,19 +134,24 @@ def status_of(error=None):
     return run_command(work, [], (KeyError,), "nothing is lost")
 
 def test_exit_statuses(capsys):
-    cases = [(None, 0, ""), (ConfigError("a\nb"), 2, "error: a b"), (KeyError("k"), 2, "error: 'k'"), (EndedEarly("enough"), 3, "stopped: enough"), (Stopped("told to"), 130, "stopped: told to"),
-             (KeyboardInterrupt(), 130, "stopped; nothing is lost"), (OSError(28, "No space left on device", "x.json"), 2, "error: x.json: No space left on device")]
+    full = OSError(28, "No space left on device", "x.json")
+    cases = [(None, 0, ""), (ConfigError("a\nb"), 2, "error: a b"), (KeyError("k"), 2, "error: 'k'"),
+             (EndedEarly("enough"), 3, "stopped: enough"), (Stopped("told to"), 130, "stopped: told to"),
+             (KeyboardInterrupt(), 130, "stopped; nothing is lost"),
+             (full, 2, "error: x.json: No space left on device")]
     for error, status, says in cases:
         assert status_of(error) == status and capsys.readouterr().err.strip() == says
     with pytest.raises(ZeroDivisionError): status_of(ZeroDivisionError())          # a bug of ours keeps its traceback
 
 def script(body, *tail, **env):
-    code = f"import sys, time, signal, os\nfrom grpo_chess.settings import *\ndef work(argv):\n    {body}\nsys.exit(run_command(work, [], (), 'nothing is lost'))"
+    code = ("import sys, time, signal, os\nfrom grpo_chess.settings import *\n"
+            f"def work(argv):\n    {body}\nsys.exit(run_command(work, [], (), 'nothing is lost'))")
     return [sys.executable, "-c", code, *tail], os.environ | dict(PYTHONPATH=str(TOP)) | env
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_ends_work_through_its_finally_blocks(name, tmp_path):
-    command, env = script(f"try: print('begun', flush=True); time.sleep(60)\n    finally: open({str(tmp_path/'closed')!r}, 'w')")
+    done = str(tmp_path/"closed")
+    command, env = script(f"try: print('begun', flush=True); time.sleep(60)\n    finally: open({done!r}, 'w')")
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
     process.send_signal(getattr(signal, name))
@@ -141,10 +174,12 @@ def test_a_closed_terminal_asks_twice_and_does_not_interrupt():
 
 @pytest.mark.parametrize("where", ["| head -1", "> /dev/full", "2>&1 | head -1", "> /dev/full 2>&1"])
 def test_work_goes_on_when_nobody_reads(where, tmp_path):
-    body = f"for i in range(3000): print('line', i, flush=i % 2 == 0); print('bar', file=sys.stderr)\n    open({str(tmp_path/'done')!r}, 'w')"
-    command, env = script(body)
-    done = subprocess.run(["bash", "-c", f'"$0" "$@" {where}; echo ${{PIPESTATUS[0]}} > {tmp_path/"status"}', *command], env=env, capture_output=True, text=True, timeout=60)
-    assert (tmp_path/"done").exists() and (tmp_path/"status").read_text().strip() == "0" and "Error" not in done.stderr, done.stderr[-500:]
+    prints = "for i in range(3000): print('line', i, flush=i % 2 == 0); print('bar', file=sys.stderr)"
+    command, env = script(f"{prints}\n    open({str(tmp_path/'done')!r}, 'w')")
+    shell = f'"$0" "$@" {where}; echo ${{PIPESTATUS[0]}} > {tmp_path/"status"}'
+    done = subprocess.run(["bash", "-c", shell, *command], env=env, capture_output=True, text=True, timeout=60)
+    assert (tmp_path/"done").exists() and "Error" not in done.stderr, done.stderr[-500:]
+    assert (tmp_path/"status").read_text().strip() == "0"
 
 def test_a_terminal_of_ascii_loses_letters_only():
     command, env = script("print('4×2 ± 1')", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
