@@ -4,14 +4,14 @@ import subprocess
 import sys
 
 import chess
+import chess.pgn
 import numpy as np
 import pytest
 
 from grpo_chess.board import PositionError, position_key, terminal
 from grpo_chess.engine import EngineConfig, EnginePool
 from grpo_chess.positions import (PHASES, PositionsConfig, phase_of, points, random_position, read_positions,
-                                  start_positions,
-                                  within_window)
+                                  start_positions, within_window)
 
 
 class Says:
@@ -122,9 +122,10 @@ def test_mixed_takes_all_phases_in_turn():
     boards = start_positions(9, PositionsConfig(window_cp=0), 0, 1)
     assert [phase_of(b) for b in boards] == [PHASES[(1 + i) % 3] for i in range(9)]
 
-def test_impossible_window_stops():
+def test_impossible_window_stops(monkeypatch):
+    monkeypatch.setattr("grpo_chess.positions.TRIES", 6)
     with pytest.raises(PositionError, match="within 200 cp in 6 tries"):
-        start_positions(2, PositionsConfig(phase="opening", tries=6), 0, 0, Says(lambda fen: -900))
+        start_positions(2, PositionsConfig(phase="opening"), 0, 0, Says(lambda fen: -900))
 
 def test_window_without_engine_is_an_error():
     with pytest.raises(ValueError, match="window_cp = 200 needs an engine"): start_positions(1, PositionsConfig(), 0, 0)
@@ -214,3 +215,24 @@ def test_file_without_balanced_positions(tmp_path):
     _, path = book(tmp_path, 12)
     with pytest.raises(PositionError, match="within 200 cp"):
         start_positions(3, PositionsConfig(file=str(path)), 0, 0, Says(lambda fen: -900))
+
+def test_a_long_game_does_not_carry_all_its_moves(tmp_path):
+    "Every position had its whole move stack: 20 kB of PGN took 41 MB, and 12,000 plies 20 seconds."
+    board, rng = chess.Board(), random.Random(4)
+    while board.ply() < 300 and not terminal(board): board.push(rng.choice(list(board.legal_moves)))
+    path = write(tmp_path, "long.pgn", str(chess.pgn.Game.from_board(board)))
+    short, whole = read_positions(path, stack=False), read_positions(path)
+    assert len(short) == board.ply() + 1 > 100 and [b.fen() for b in short] == [b.fen() for b in whole]
+    assert sum(len(b.move_stack) for b in short) < .1*sum(len(b.move_stack) for b in whole)
+    assert [terminal(b) for b in short] == [terminal(b) for b in whole]
+    starts = start_positions(20, PositionsConfig(file=str(path), window_cp=0), 0, 0)
+    assert all(len(b.move_stack) <= b.halfmove_clock for b in starts)
+
+def test_repetitions_are_still_counted(tmp_path):
+    path = write(tmp_path, "dance.pgn", "1. e4 e5 2. Nf3 Nf6 3. Ng1 Ng8 4. Nf3 Nf6 5. Ng1 Ng8 *\n")
+    assert [terminal(b) for b in read_positions(path, stack=False)] == [terminal(b) for b in read_positions(path)]
+    assert terminal(read_positions(path, stack=False)[-1])
+
+def test_side_lines_that_cross_are_no_crash(tmp_path):
+    for moves in ("1. e4 (1. d4)) e5 *", "1. e4 ((1. d4) e5 *", "1. e4 )( e5 *"):
+        assert read_positions(write(tmp_path, "x.pgn", moves + "\n"))[0] == chess.Board()
