@@ -212,8 +212,7 @@ class Weights:
         self.kept = self.copy_of_model() if cfg.ema else self.model
         groups = parameter_groups(model, cfg)
         self.params = [p for group in groups for p in group["params"]]
-        optimizer = torch.optim.AdamW(groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
-        self.optimizer:Any = fabric.setup_optimizers(optimizer)         # Fabric's wrapper
+        self.optimizer:Any = fabric.setup_optimizers(torch.optim.AdamW(groups, lr=cfg.lr, weight_decay=cfg.weight_decay))
 
     def copy_of_model(self)->nn.Module:
         "The network as it is now, which nothing will train."
