@@ -17,8 +17,10 @@ from .board import Terminal, action_to_move, encode, parse_fen, terminal
 from .reward import Judge, RewardConfig
 from .settings import ConfigError, one_line
 
+Value = Callable[[list[chess.Board]], Sequence[float]]      # boards -> win probability of each side to move
+
 # %% auto #0
-__all__ = ['TRIALS', 'Value', 'Starts', 'check_model', 'OwnJudge', 'check_reward', 'check_start', 'check_positions']
+__all__ = ['Value', 'TRIALS', 'Starts', 'check_model', 'OwnJudge', 'check_reward', 'check_start', 'check_positions']
 
 # %% ../nbs/11_own.ipynb #f1100006
 TRIALS = (chess.STARTING_FEN, "8/8/8/4k3/8/8/4K2R/8 w - - 0 1")      # with different numbers of legal moves
@@ -45,8 +47,6 @@ def check_model(
         raise ConfigError(f"model: {name} gave padding a score: end with scores.masked_fill(legal < 0, -torch.inf)")
 
 # %% ../nbs/11_own.ipynb #f110000c
-Value = Callable[[list[chess.Board]], Sequence[float]]      # boards -> win probability of each side to move
-
 class OwnJudge(Judge):
     "Values of positions by a function of one's own."
     def __init__(self, value:Value):
@@ -55,12 +55,11 @@ class OwnJudge(Judge):
 
     def judged(self, boards:list[chess.Board])->np.ndarray:      # [len(boards)] float32
         "What the function says; ConfigError if that cannot be a value."
-        found = self.function(boards)
+        found, n = self.function(boards), len(boards)
         try: values = np.asarray(found, np.float32)
         except (TypeError, ValueError): raise ConfigError(f"reward: {found!r:.60} are no numbers") from None
-        shape = list(values.shape)
-        if shape != [len(boards)]:
-            raise ConfigError(f"reward: {shape} values for {len(boards)} positions, not one for each")
+        shape = [*values.shape]
+        if shape != [n]: raise ConfigError(f"reward: {shape} values for {n} positions, not one for each")
         bad = np.flatnonzero(~((values >= 0) & (values <= 1)))
         if len(bad):
             raise ConfigError(f"reward: {values[bad[0]]} for {boards[bad[0]].fen()} is no win probability from 0 to 1")

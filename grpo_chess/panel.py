@@ -138,7 +138,7 @@ def draw_instrument(
     ax.set_title(name, fontsize=9.5, loc="left")
     ax.tick_params(labelsize=9, which="both")
     ax.spines[["top", "right"]].set_visible(False)
-    if known and len(keys) > 1: add_legend(ax)
+    if len(keys) > 1 and ax.get_legend_handles_labels()[1]: add_legend(ax)
 
 def add_legend(
     ax,                 # matplotlib Axes with lines

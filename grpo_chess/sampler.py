@@ -84,7 +84,7 @@ class Positions:
     "Distinct positions of a rollout, in the order in which they were met."
     def __init__(self)->None:
         self.row: dict[str, int] = {}                # position as text -> its row in the lists below
-        self.fens: list[str] = []
+        self.fens: list[str] = []                    # positions as text, in Forsyth-Edwards notation (FEN)
         self.tokens: list[np.ndarray] = []           # [65] each
         self.legal: list[np.ndarray] = []            # [legal moves] each
         self.logp: list[np.ndarray|None] = []        # [legal moves] each; None until the policy is asked
@@ -129,7 +129,7 @@ class Rollout:
     slot: Tensor          # [B, G, T] which legal move was played; 0 where none was
     played: Tensor        # [B, G, T] bool
     train: Tensor         # [B, G, T] bool, the policy's own plies on the side that learns
-    weight: Tensor        # [B, G, T] π/μ of the move, 1 unless root noise changed the distribution it was drawn from
+    weight: Tensor        # [B, G, T] π/μ of the move: 1 unless it was drawn from a μ with root noise (below)
     ended: Tensor         # [B, G, T+1] Terminal of the position in its game's history
     temperature: float    # at which it was sampled
 
@@ -323,7 +323,7 @@ def expected_ratio_stats(
 )->dict[str, float]:        # `entropy` is the mean of -log π_new over the sampled moves, as in the record
     "What a log would show on average over infinitely many moves of `old`: exact sums, each position weighing the same."
     old, new = MoveDist(old.logp.double()), MoveDist(new.logp.double())
-    log_ratio = new.finite - old.finite
+    log_ratio = new.finite - old.finite                  # finite: log-probabilities with 0 on padding
     ratio = log_ratio.exp()
     def mean(x): return (old.probs*x).sum(-1).mean().item()
     low, high = ratio < 1-epsilon, ratio > 1+epsilon

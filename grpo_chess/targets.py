@@ -165,8 +165,7 @@ class Stream:
         self.folder, self.batch, self.seed = Path(folder), batch, seed
         self.held, self.window = held, window       # first shards, which are left out; positions in memory
         self.epoch, self.group, self.place, self.rows = 0, 0, 0, training_shards(self.folder, held)
-        self.names:list[str] = []                   # what is in memory,
-        self.labels:Labels = join([])               # read,
+        self.names, self.labels = list[str](), join([])      # what is in memory,
         self.order:np.ndarray|None = None           # and in which order it comes
 
     def groups(self)->list[list[str]]:

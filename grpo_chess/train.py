@@ -251,12 +251,11 @@ def progress_text(row:dict)->dict[str, str]:
 # %% ../nbs/11_train.ipynb #f1170018
 def why_ended(trainer:Trainer, cfg:Config, folder:Path|None, told:bool, late:bool)->tuple[str, int]:
     "In a sentence, and as an exit status."
-    steps = cfg.trainer.steps
-    done = f"after {trainer.done} of {steps} steps"
+    done = f"after {trainer.done} of {cfg.trainer.steps} steps"
     if trainer.aborted: return f"Aborted by its guard {done}: {trainer.aborted}.", GuardStop.status
     if told: return f"Stopped by a signal {done}; --resume {folder} goes on.", Stopped.status
     if late: return f"Stopped by its time limit of {cfg.minutes:g} minutes {done}.", 0
-    return f"All {steps} steps were done.", 0
+    return f"All {cfg.trainer.steps} steps were done.", 0
 
 def train_loop(
     fabric:Fabric,
@@ -307,6 +306,7 @@ class Outcome:
     def _repr_markdown_(self)->str:
         return self.text.replace("![panel](report.png)", f"The panel is in {self.folder}/report.png")
 
+# %% ../nbs/11_train.ipynb #f117001c
 @dataclass
 class Results:
     "What a run writes when its training has ended, for the first process."
@@ -417,8 +417,8 @@ def run(
 )->Outcome:
     "Train, report, let the new policy play the old one, and report again."
     started, own, resume = time.monotonic(), Own(model, reward, positions), str(resume)
-    if cfg is None and not resume: raise ConfigError("run needs settings, preset('tiny') for one, or a run to resume")
-    if cfg is None: cfg = from_values(read_settings(Path(resume)))
+    if not (cfg or resume): raise ConfigError("run needs settings, preset('tiny') for one, or a run to resume")
+    cfg = cfg or from_values(read_settings(Path(resume)))
     if model is not None: cfg = dataclasses.replace(cfg, init="")
     fabric = start_fabric(cfg, resume)
     first = fabric.is_global_zero
@@ -438,8 +438,7 @@ def run(
         if folder: open_run(folder, cfg, old, known, not resume)
         if folder and not resume: stack.enter_context(locked(folder))
         log = stack.enter_context(contextlib.closing(Log(folder, cfg, trainer.done, known["wandb"])))
-        about = describe_run(cfg, fabric, trainer, own)
-        say(f"{about}\nrun folder {folder}")
+        say(f"{(about := describe_run(cfg, fabric, trainer, own))}\nrun folder {folder}")
         finish = Finish(cfg, trainer, folder, log, own, about, pool, old, say) if folder else None
         try: why, status = train_loop(fabric, trainer, cfg, folder, log, started, quiet)
         except Exception as e:

@@ -210,10 +210,9 @@ class Weights:
         self.reference = self.copy_of_model() if reference else None
         self.behaviour = self.model if cfg.sync_every == 1 else copy.deepcopy(self.model)
         self.kept = self.copy_of_model() if cfg.ema else self.model
-        groups = parameter_groups(model, cfg)
-        self.params = [p for group in groups for p in group["params"]]
-        optimizer = torch.optim.AdamW(groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
-        self.optimizer:Any = fabric.setup_optimizers(optimizer)         # Fabric's wrapper
+        parts = parameter_groups(model, cfg)
+        self.params = [p for part in parts for p in part["params"]]
+        self.optimizer:Any = fabric.setup_optimizers(torch.optim.AdamW(parts, lr=cfg.lr, weight_decay=cfg.weight_decay))
 
     def copy_of_model(self)->nn.Module:
         "The network as it is now, which nothing will train."
