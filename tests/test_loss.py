@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from grpo_chess import loss as L
+from grpo_chess import preset
 from grpo_chess.loss import (LossConfig, Plies, budget_of, cispo_surrogate, clip_fractions, clipped_surrogate,
                              effective_sample_size, gradient_budget, group_advantage, kl_estimate, loss_terms,
                              no_spread_share, ply_weights, ratio_stats, returns, reward_to_go, term_gradients,
@@ -848,10 +848,10 @@ def test_unknown_kl_estimates_and_a_missing_reference_are_errors():
 def test_the_page_names_the_defaults_that_runs_have():
     "The table at the end of 03_loss: fields of LossConfig, and the entropy coefficient of the default run."
     page = (TOP/"nbs/03_loss.ipynb").read_text()
-    default = yaml.safe_load((TOP/"grpo_chess/configs/tiny.yaml").read_text())
+    default = preset("tiny")
     begins, ends = re.search(r"the default run begins at ([\d.]+) and ends at ([\d.]+)\|", page).groups()
-    assert (default["loss"]["entropy_coef"], default["trainer"]["entropy_end"]) == (float(begins), float(ends))
+    assert (default.loss.entropy_coef, default.trainer.entropy_end) == (float(begins), float(ends))
     cfg = LossConfig()
     assert (cfg.kl, cfg.entropy, cfg.kl_coef, cfg.entropy_coef) == ("exact", "exact", 0, 0)
     assert (cfg.scale, cfg.baseline, cfg.epsilon_low, cfg.epsilon_high) == ("rms", "mean", .2, .2)
-    assert default["loss"]["moves"] == "all" and default["trainer"].get("epochs", 1) == 1
+    assert default.loss.moves == "all" and default.trainer.epochs*default.trainer.minibatches == 1
