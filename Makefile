@@ -22,7 +22,7 @@ test: .venv/.ready engine
 	$(PY) -m pytest tests $(ARGS)
 
 test-browser: .venv/.ready engine browser
-	$(PY) -m pytest tests/test_browser.py -n 0 $(ARGS)
+	ALL_PAGES=1 $(PY) -m pytest tests/test_browser.py -n 0 $(ARGS)
 
 export: .venv/.ready
 	for f in nbs/*.ipynb nbs/*/*.ipynb; do .venv/bin/nbdev_clean --fname $$f; done
