@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ class Config(RunConfig):
     def __post_init__(self): check_config(self)
 
 # %% ../nbs/11_config.ipynb #f11c000d
-CONFIGS = Path(globals().get("__file__", "../grpo_chess/config.py")).parent/"configs"
+CONFIGS = Path(str(files("grpo_chess")))/"configs"
 DEFAULT = "tiny"
 PROG = "python -m grpo_chess.train"
 
