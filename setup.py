@@ -20,7 +20,7 @@ setup(
     keywords=cfg["keywords"],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["grpo_chess", "grpo_chess.*"]),
-    package_data={"grpo_chess": ["configs/*.yaml", "weights/*.safetensors", "weights/*.md"]},
+    package_data={"grpo_chess": ["configs/*.yaml", "weights/*.safetensors", "weights/*.md", "web/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},
     zip_safe=False,
