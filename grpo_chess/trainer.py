@@ -257,6 +257,7 @@ class Run(Weights):
         self.playable, self.aborted = True, ""                # do the weights give probabilities? why a guard ended it
         self.guard = Guard(self.gcfg, self.lcfg)
         self.rollback_state:dict|None = None
+        self.games:Rollout|None = None                        # of the last step, to look at
 
     def state(self)->dict:
         "All that a run needs to go on: random numbers are functions of the seed and the step."
@@ -469,7 +470,7 @@ class Trainer(Learner):
         except FloatingPointError as e:
             self.playable = False                                     # such weights become no checkpoint
             raise NotFinite(f"step {self.done}: {e}") from None
-        played = time.perf_counter()
+        self.games, played = batch.rollout, time.perf_counter()
         try: moved = self.update(batch)                               # update
         except NotFinite:
             self.load_weights(before)

@@ -10,7 +10,7 @@ import pytest
 
 TOP = Path(__file__).resolve().parent.parent
 PAGES = sorted((TOP / "nbs").rglob("*.ipynb"))
-LESSONS = [p for p in PAGES if p.parent.name == "nbs" and re.match(r"0\d|11", p.name)]
+LESSONS = [p for p in PAGES if p.parent.name == "nbs" and re.match(r"0\d|11|12_play", p.name)]
 FINDINGS = [p for p in PAGES if p.parent.name == "findings" and p.stem != "index"]
 FOLDED = re.compile(r"#\| hide|#\| default_exp|#\| echo: false|# Solution|# Check")
 
