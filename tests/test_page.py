@@ -49,6 +49,13 @@ def test_a_run_without_matches_or_rows_has_a_page():
 def test_rows_with_holes_are_drawn():
     assert report_page("r", "# r\n", [dict(step=0), dict(step=1, entropy=None)]).count('class="plot"') == len(PANEL)
 
+@pytest.mark.filterwarnings("error")
+def test_the_style_of_the_lessons_changes_nothing():
+    "Their layout belongs to figures with subplots; a run in such a notebook must not print warnings."
+    import matplotlib
+    from grpo_chess.lesson import STYLE
+    with matplotlib.rc_context(STYLE): assert report_page("r", "# r\n", [dict(step=0)]).count('class="plot"') == 8
+
 def test_the_sample_is_of_all_matches_and_other_openings():
     many = matches(titles=("a", "b", "c"))
     assert [title for title, *_ in sample_games(many)] == ["a", "b", "c", "a"]
