@@ -307,7 +307,8 @@ class Outcome:
         return Policy(self.model, temperature)
 
     def _repr_markdown_(self)->str:
-        return self.text.replace("![panel](report.png)", f"The panel is in {self.folder}/report.png")
+        seen = f"The panel, and games to step through: {self.folder}/report.html"
+        return self.text.replace("![panel](report.png)", seen)
 
 # %% ../nbs/11_train.ipynb #f117001c
 @dataclass
