@@ -30,19 +30,21 @@ from torch import nn
 from tqdm import tqdm
 
 # %% auto #0
-__all__ = ['USER_ERRORS', 'RunError', 'GuardStop', 'Own', 'needs_engine', 'engine_share', 'untrained', 'initial_model',
+__all__ = ['USER_ERRORS', 'Watch', 'RunError', 'GuardStop', 'Own', 'needs_engine', 'engine_share', 'untrained', 'initial_model',
            'make_trainer', 'resume_from', 'run_folder', 'locked', 'identity', 'read_identity', 'check_identity',
            'open_run', 'Log', 'steps_left', 'ends_before', 'agree', 'progress_text', 'why_ended', 'train_loop',
-           'Outcome', 'Results', 'Finish', 'all_or_none', 'describe_run', 'start_fabric', 'check_start', 'run', 'work',
-           'main']
+           'Outcome', 'Results', 'Finish', 'all_or_none', 'describe_run', 'start_fabric', 'check_start', 'run',
+           'begin_or_resume', 'work', 'main']
 
 # %% ../nbs/11_train.ipynb #f117001b
 from .batch import make_fabric
 from .board import PositionError
 from .checkpoint import (
     CheckpointError, checkpoints, load_checkpoint, read_weights, save_checkpoint, save_weights)
-from .config import Config, ConfigError, from_values, parse, read_settings, write_settings
+from .config import (
+    MAY_CHANGE, Config, ConfigError, from_values, parse, read_settings, write_settings)
 from .engine import EngineConfig, EngineError, EnginePool, engine_name, usable_cores
+from .hardware import check_device
 from .matches import MatchResult
 from .model import (
     MODELS, ChessTransformer, NoLegalMove, Policy, WeightsError, load_model, n_params, pretrained)
@@ -52,7 +54,7 @@ from .players import ArenaError
 from .positions import start_positions
 from .report import matches_of, report_text, write_report
 from .reward import Judge
-from .settings import EndedEarly, Stopped, StopRequest, one_line, run_command, write_whole
+from .settings import EndedEarly, Stopped, StopRequest, flatten, one_line, run_command, write_whole
 from .tracking import Tracker
 from .trainer import NotFinite, Trainer
 
@@ -252,6 +254,8 @@ def progress_text(row:dict)->dict[str, str]:
                        ratio_error=f"{row['ratio_error']:.0e}")
 
 # %% ../nbs/11_train.ipynb #f1170018
+Watch = Callable[[list[dict], bool], None]       # all rows, and whether this is the last step
+
 def why_ended(trainer:Trainer, cfg:Config, folder:Path|None, told:bool, late:bool)->tuple[str, int]:
     "In a sentence, and as an exit status."
     done = f"after {trainer.done} of {cfg.trainer.steps} steps"
@@ -268,6 +272,7 @@ def train_loop(
     log:Log,
     started:float,      # when this process began, by the monotonic clock
     quiet:bool,
+    watch:Watch|None=None,      # is shown the rows after each step
 )->tuple[str, int]:     # why it ended, in a sentence; exit status
     "Steps until the end, the time limit, a signal or a guard's abort."
     steps, minutes, begun = cfg.trainer.steps, cfg.minutes, started - trainer.elapsed
@@ -286,6 +291,7 @@ def train_loop(
             trainer.elapsed = ends[-1] - begun
             told, late, left = agree(fabric, bool(stop), ends[-1] > limit, -steps_left(ends, limit))
             last = told or late or trainer.aborted or trainer.done == steps
+            if watch and folder: watch(log.rows, bool(last))
             if folder and (last or trainer.done % cfg.trainer.checkpoint_every == 0):
                 log.checkpoint(save_checkpoint(trainer, folder/"checkpoint"), trainer, bool(last))
     return why_ended(trainer, cfg, folder, bool(told), bool(late))
@@ -409,6 +415,7 @@ def check_start(cfg:Config, fabric:Fabric, own:Own)->None:
     if cfg.track == "wandb" and not find_spec("wandb"):
         raise ConfigError("track = wandb: install it with `pip install wandb`, or use track = none")
     if own.model is not None: check_model(own.model)
+    else: check_device(cfg, fabric.device, fabric.strategy.precision.precision, processes)
 
 # %% ../nbs/11_train.ipynb #3f140f5c
 def run(
@@ -419,6 +426,7 @@ def run(
     model:nn.Module|None=None,  # your own: (tokens [N, 65], legal [N, L]) -> scores [N, L]; trained in place
     reward:Value|None=None,     # your own: boards -> win probability of each side to move
     positions:Any=None,         # your own: boards or FENs, or a function (step, first, n) -> boards
+    watch:Watch|None=None,      # is shown the rows after each step: LivePanel() in a notebook
 )->Outcome:
     "Train, report, let the new policy play the old one, and report again."
     started, own, resume = time.monotonic(), Own(model, reward, positions), str(resume)
@@ -445,11 +453,31 @@ def run(
         log = stack.enter_context(contextlib.closing(Log(folder, cfg, trainer.done, known["wandb"])))
         say(f"{(about := describe_run(cfg, fabric, trainer, own))}\nrun folder {folder}")
         finish = Finish(cfg, trainer, folder, log, own, about, pool, old, say) if folder else None
-        try: why, status = train_loop(fabric, trainer, cfg, folder, log, started, quiet)
+        try: why, status = train_loop(fabric, trainer, cfg, folder, log, started, quiet, watch)
         except Exception as e:
             if finish: finish.failed(e)
             raise
         return finish.done(why, status) if finish else Outcome(None, trainer.kept, why=why, status=status)
+
+# %% ../nbs/11_train.ipynb #a11fe011
+def begin_or_resume(
+    cfg:Config,                 # with a name
+    **how,                      # as for `run`
+)->Outcome:
+    "Begin the run of this name, or go on with it; ConfigError names a setting that would make it another run."
+    if not cfg.name: raise ConfigError("a run that is to be resumed needs a name")
+    folder = Path(cfg.out).expanduser()/cfg.name
+    if folder.exists() and not checkpoints(folder/"checkpoint"):          # it ended before its first checkpoint
+        aside = folder.with_name(f"{cfg.name}.begun-{time.strftime('%Y%m%d-%H%M%S')}")
+        folder.rename(aside)
+        print(f"{folder} had no checkpoint: it is {aside.name} now, and the run begins again", file=sys.stderr)
+    if not folder.exists(): return run(cfg, **how)
+    began, wanted = read_settings(folder), flatten(dataclasses.asdict(cfg))
+    for key, value in wanted.items():
+        if key not in (*MAY_CHANGE, "name", "out") and began[key] != value:
+            raise ConfigError(f"{cfg.name} began with {key} = {began[key]}, and this is {value}: choose another name")
+    changes = {key: wanted[key] for key in MAY_CHANGE}
+    return run(from_values(began | changes), resume=folder, **how)
 
 # %% ../nbs/11_train.ipynb #8f7baeca
 def work(argv:list[str])->None:
