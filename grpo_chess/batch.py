@@ -115,6 +115,7 @@ class Batch:
     adv: Tensor                     # the same shape, on the device
     logp_old: Tensor                # the same shape, on the device
     stats: dict[str, float]         # of the boards of all processes
+    table: Tensor|None = None       # [M, L] advantage of every legal move of the rollout's positions, for all moves
 
     @property
     def all_moves(self)->bool:
@@ -192,8 +193,8 @@ def judge_moves(
     def by_ply(x):                                     # [B/W, G, T, L], as wide in every process
         return F.pad(x, (0, MAX_LEGAL - x.shape[-1]))[node]
     mask = ro.train[..., None] & by_ply(old.legal)
-    share, adv, logp = (torch.where(mask, by_ply(x), 0.) for x in (pi, adv, old.finite))
-    return Batch(ro, mask, share, adv.to(fabric.device), logp.to(fabric.device), stats)
+    share, by_move, logp = (torch.where(mask, by_ply(x), 0.) for x in (pi, adv, old.finite))
+    return Batch(ro, mask, share, by_move.to(fabric.device), logp.to(fabric.device), stats, adv)
 
 def all_move_stats(
     fabric:Fabric,

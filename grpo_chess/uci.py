@@ -260,7 +260,8 @@ def find_engine(
     "Where Stockfish is; `EngineError` when there is none, or when what was named is no engine."
     named = path or os.environ.get("STOCKFISH_PATH")
     found = shutil.which(os.path.expanduser(named or "stockfish"))
-    if not found and not named: found = shutil.which("stockfish", path=os.pathsep.join(PLACES))
+    bare = os.path.basename(named or "stockfish") == (named or "stockfish")      # a command, not a file
+    if not found and bare: found = shutil.which(named or "stockfish", path=os.pathsep.join(PLACES))
     if not found and named and os.path.exists(named):
         raise EngineError(f"{named} is not an executable file, so it is no engine; {HOW}")
     if not found: raise EngineError(f"no engine {'at ' + repr(str(named)) if named else 'found'}; {HOW}")
