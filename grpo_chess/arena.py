@@ -335,7 +335,8 @@ def run(
     try: result = measure_all(arena)
     finally:
         arena.bar.close()
-        for engine in filter(None, (arena.pool, *arena.others)): engine.close()
+        if arena.pool: arena.pool.close()
+        for engine in arena.others: engine.close()
     if cfg.pgn: write_text(cfg.pgn, result["match"].pgn())
     if cfg.json: write_text(cfg.json, json.dumps(for_json(result), indent=1) + "\n")
     return result

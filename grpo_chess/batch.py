@@ -6,7 +6,7 @@
 __all__ = ['PRECISIONS', 'MAX_LEGAL', 'cpu_has_bf16', 'choose_precision', 'make_fabric', 'InPrecision', 'gather_boards',
            'sum_of_all', 'mean_of_all', 'sum_gradients', 'Batch', 'reward_stats', 'judge_rollout', 'mean_over_visits',
            'all_move_advantage', 'judge_moves', 'all_move_stats', 'Seen', 'look', 'forward_sampled', 'forward_all',
-           'micro_batches']
+           'micro_batches', 'moved_kl', 'measure']
 
 # %% ../nbs/07_batch.ipynb #411a8882
 import logging
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .loss import LossConfig, Plies, group_advantage, no_spread_share, returns
 from .model import MoveDist, Policy
 from .reward import Judge, best_value, move_values, step_rewards
-from .sampler import Rollout, within_spread
+from .sampler import Rollout, action_agreement, agreement_stats, policy_diversity, within_spread
 
 # %% ../nbs/07_batch.ipynb #85349818
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -293,3 +293,28 @@ def micro_batches(
             total = 0
         total += size
     return [slice(a, b) for a, b in zip(cuts, [*cuts[1:], len(sizes)]) if b > a]
+
+# %% ../nbs/07_batch.ipynb #79c49fb1
+@torch.no_grad()
+def moved_kl(
+    fabric:Fabric,
+    policy:Policy,    # after the step
+    ro:Rollout,
+    most:int=256,     # positions, about; spread evenly over the games
+)->float:             # nats
+    "Exact KL(behaviour policy || policy after the step), a mean over positions."
+    rows = ro.node[..., :-1][ro.train].unique()
+    rows = rows[::max(1, len(rows)*fabric.world_size//most)]
+    now = policy.dist(ro.tokens[rows].to(fabric.device), ro.legal[rows].to(fabric.device))
+    return mean_of_all(fabric, MoveDist(ro.logp[rows].to(fabric.device)).kl(now).cpu())
+
+def measure(
+    fabric:Fabric,
+    policy:Policy,    # after the step
+    ro:Rollout,
+)->dict[str, float]:
+    "Entropy of the behaviour policy, agreement and diversity of its groups, and how far the step has moved from it."
+    entropy = mean_of_all(fabric, MoveDist(ro.logp).entropy()[ro.node[..., :-1][ro.train]])
+    group = agreement_stats(ro) | dict(agreement_mean=mean_of_all(fabric, action_agreement(ro))) | policy_diversity(ro)
+    if ro.slot.shape[1] == 1: group = dict.fromkeys([*group, "reward_spread"], math.nan)      # nobody to agree with
+    return dict(entropy=entropy, effective_moves=math.exp(entropy)) | group | dict(kl_step=moved_kl(fabric, policy, ro))

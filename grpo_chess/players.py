@@ -19,6 +19,7 @@ from .board import PositionError, action_to_move, encode, legal_actions, positio
 from .engine import DEPTH, MATE, EngineError, EnginePool, find_engine, is_mate, move_scores
 from .model import MODELS, ChessTransformer, Policy, load_model, pretrained
 from .positions import read_positions
+from .uci import surroundings
 
 class ArenaError(RuntimeError): "A player, a judge or a file did not do its part; one line says which."
 
@@ -185,11 +186,12 @@ class OtherEngine:
         ms:int|None=None,
         skill:int|None=None,    # its option `Skill Level`
     ):
-        given = {k: v for k, v in dict(depth=depth, nodes=nodes, time=ms and ms/1000).items() if v is not None}
-        if len(given) != 1 or min(given.values()) <= 0: raise ArenaError(f"{path} needs one limit: depth, nodes or ms")
-        self.path, self.limit = path, chess.engine.Limit(**given)
-        self.engine = chess.engine.SimpleEngine.popen_uci(find_engine(path))
-        if skill is not None and "Skill Level" not in self.engine.options: raise ArenaError(f"{path} has no skill level")
+        given = [x for x in (depth, nodes, ms) if x is not None]
+        if len(given) != 1 or given[0] < 1: raise ArenaError(f"{path} needs one limit: depth, nodes or ms")
+        self.path, self.limit = path, chess.engine.Limit(depth=depth, nodes=nodes, time=ms and ms/1000)
+        self.engine = chess.engine.SimpleEngine.popen_uci(find_engine(path), env=surroundings())
+        if skill is not None and "Skill Level" not in self.engine.options:
+            raise ArenaError(f"{path} has no option `Skill Level`")
         wishes = _WISHES | {"Skill Level": skill}
         try: self.engine.configure({k: v for k, v in wishes.items() if v is not None and k in self.engine.options})
         except chess.engine.EngineError as e: raise ArenaError(f"{path}: {e}") from None

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TERMS', 'UpdateConfig', 'TrainerConfig', 'AblateConfig', 'single_update', 'check_trainer', 'check_run', 'lr_factor',
            'entropy_at', 'stride', 'parameter_groups', 'move_average', 'Weights', 'Run', 'Actor', 'NotFinite', 'Budget',
-           'Gradients', 'board_parts', 'clip', 'drop_update', 'Rehearsal', 'Learner', 'moved_kl', 'measure', 'Trainer']
+           'Gradients', 'board_parts', 'clip', 'drop_update', 'Rehearsal', 'Learner', 'Trainer']
 
 # %% ../nbs/07_trainer.ipynb #4db49ad3
 import copy
@@ -24,14 +24,13 @@ from torch import Tensor, nn
 
 from .batch import (
     PRECISIONS, Batch, InPrecision, forward_all, forward_sampled, gather_boards, judge_moves, judge_rollout,
-    mean_of_all, micro_batches, sum_gradients, sum_of_all)
+    measure, micro_batches, sum_gradients, sum_of_all)
 from .guards import Guard, GuardConfig, check_group, check_guard, collapse_action
 from .loss import LossConfig, budget_of, loss_terms, ply_weights, ratio_stats, term_gradients, weighted_terms
-from .model import ChessTransformer, MoveDist, Policy, freeze
+from .model import ChessTransformer, Policy, freeze
 from .replay import Replay, forward_judged, judged_of
 from .reward import Judge
-from .sampler import (
-    Rollout, SamplerConfig, action_agreement, agreement_stats, policy_diversity, rollout, temperature_at)
+from .sampler import SamplerConfig, rollout, temperature_at
 
 # %% ../nbs/07_trainer.ipynb #c21931bb
 @dataclass
@@ -434,13 +433,14 @@ class Rehearsal(Gradients):
             self.fabric.backward(terms["total"])
             terms["kl_exact"] = torch.where(plies.mask, plies.kl_old.detach()*plies.weight, 0.).sum()
             sums += torch.tensor([terms[name].item() for name in TERMS], dtype=torch.float64)
-            seen.append(ratio_stats(plies.logp_new.detach(), plies.logp_old, plies.adv, plies.mask, loss, plies.weight))
+            now = plies.logp_new.detach()
+            seen.append(ratio_stats(now, plies.logp_old, plies.adv, plies.mask, loss, plies.weight))
         norm, found = clip(self.fabric, self.model, self.optimizer, cfg.grad_clip), dict(zip(TERMS, sums.tolist()))
         self.check_finite(found["total"], norm)
         self.move()
-        stats = {name: float(np.mean([s[name] for s in seen])) for name in seen[0]}
-        return dict(loss=found["total"], ppo_loss=found["policy"], kl_term=loss.kl_coef*found["kl"],
-                    entropy_term=-loss.entropy_coef*found["entropy"], kl_exact=found["kl_exact"], grad_norm=norm) | stats
+        row = dict(loss=found["total"], ppo_loss=found["policy"], kl_term=loss.kl_coef*found["kl"],
+                   entropy_term=-loss.entropy_coef*found["entropy"], kl_exact=found["kl_exact"], grad_norm=norm)
+        return row | {name: float(np.mean([s[name] for s in seen])) for name in seen[0]}
 
 # %% ../nbs/07_trainer.ipynb #da9f1262
 class Learner(Rehearsal):
@@ -475,31 +475,6 @@ class Learner(Rehearsal):
         mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         measured = budget.measured() if budget else dict.fromkeys(budget_of({}), math.nan)
         return mean | measured | dict(ratio_error=rows[0]["max_log_ratio"], updates=len(rows) - stopped)
-
-# %% ../nbs/07_trainer.ipynb #79c49fb1
-@torch.no_grad()
-def moved_kl(
-    fabric:Fabric,
-    policy:Policy,    # after the step
-    ro:Rollout,
-    most:int=256,     # positions, about; spread evenly over the games
-)->float:             # nats
-    "Exact KL(behaviour policy || policy after the step), a mean over positions."
-    rows = ro.node[..., :-1][ro.train].unique()
-    rows = rows[::max(1, len(rows)*fabric.world_size//most)]
-    now = policy.dist(ro.tokens[rows].to(fabric.device), ro.legal[rows].to(fabric.device))
-    return mean_of_all(fabric, MoveDist(ro.logp[rows].to(fabric.device)).kl(now).cpu())
-
-def measure(
-    fabric:Fabric,
-    policy:Policy,    # after the step
-    ro:Rollout,
-)->dict[str, float]:
-    "Entropy of the behaviour policy, agreement and diversity of its groups, and how far the step has moved from it."
-    entropy = mean_of_all(fabric, MoveDist(ro.logp).entropy()[ro.node[..., :-1][ro.train]])
-    group = agreement_stats(ro) | dict(agreement_mean=mean_of_all(fabric, action_agreement(ro))) | policy_diversity(ro)
-    if ro.slot.shape[1] == 1: group = dict.fromkeys([*group, "reward_spread"], math.nan)      # nobody to agree with
-    return dict(entropy=entropy, effective_moves=math.exp(entropy)) | group | dict(kl_step=moved_kl(fabric, policy, ro))
 
 # %% ../nbs/07_trainer.ipynb #0646a2d2
 class Trainer(Learner):

@@ -1,4 +1,4 @@
-"""Games of a population of weak players, as PGN: what `imitator` learns from, as the record's start learned from people.
+"""Games of a population of weak players, as PGN: what `imitator` learns from, as the record learned from people.
 
     python nbs/experiments/population.py runs/population --games 8000      # an hour on one core; goes on where it ended
     python -m grpo_chess.pretrain convert --files 'runs/population/*.pgn' --out runs/moves
