@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
-from tqdm import tqdm
 
 # %% auto #0
 __all__ = ['USER_ERRORS', 'RunError', 'GuardStop', 'Own', 'needs_engine', 'engine_share', 'untrained', 'initial_model',
@@ -43,6 +42,7 @@ from .checkpoint import (
     CheckpointError, checkpoints, load_checkpoint, read_weights, save_checkpoint, save_weights)
 from .config import Config, ConfigError, from_values, parse, read_settings, write_settings
 from .engine import EngineConfig, EngineError, EnginePool, engine_name, usable_cores
+from .live import LivePanel, TimeBar, in_notebook
 from .matches import MatchResult
 from .model import (
     MODELS, ChessTransformer, NoLegalMove, Policy, WeightsError, load_model, n_params, pretrained)
@@ -53,6 +53,7 @@ from .positions import start_positions
 from .report import matches_of, report_text, write_report
 from .reward import Judge
 from .settings import EndedEarly, Stopped, StopRequest, one_line, run_command, write_whole
+from .tracking import Tracker
 from .trainer import NotFinite, Trainer
 
 # %% ../nbs/11_train.ipynb #f1170005
@@ -152,7 +153,8 @@ def identity(cfg:Config, fabric:Fabric, own:Own)->dict[str, Any]:
     "What makes a run the run it is, besides its settings."
     judged = own.reward is None and cfg.reward.judge == "engine"
     return dict(engine=engine_name(cfg.engine.path) if judged or cfg.sampler.teacher_forcing else "",
-                precision=fabric.strategy.precision.precision, own=own.names, wandb=uuid.uuid4().hex[:8])
+                precision=fabric.strategy.precision.precision, own=own.names,
+                wandb=os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8])          # an agent of a sweep names it
 
 def read_identity(folder:Path)->dict[str, Any]:
     "What an earlier process wrote; RunError if it cannot be read."
@@ -189,18 +191,15 @@ class Log:
     "metrics.jsonl, and W&B when asked; only the first process writes."
     def __init__(self, folder:Path|None, cfg:Config, done:int=0, wandb_id:str|None=None):
         self.rows:list[dict] = []
-        self.file = self.wandb = None
+        self.file:Any = None
+        self.tracker:Tracker|None = None
         if folder is None: return
         path = folder/"metrics.jsonl"
         if path.exists(): self.rows = [r for r in read_metrics(path) if r["step"] < done]  # the rest is done again
         write_whole(path, "".join(json.dumps(r) + "\n" for r in self.rows))
         self.file = path.open("a")
         if cfg.track == "wandb":
-            import wandb
-            login = os.environ.get("WANDB_API_KEY") or wandb.api.api_key
-            mode:Any = None if login or os.environ.get("WANDB_MODE") else "offline"
-            self.wandb = wandb.init(project="grpo_chess", name=folder.name, dir=str(folder), id=wandb_id, mode=mode,
-                                    resume="allow", config=dataclasses.asdict(cfg))
+            self.tracker = Tracker(folder, dataclasses.asdict(cfg), wandb_id or "", self.rows)
 
     def write(self, row:dict)->None:
         "One row, handed to the system before the next step begins."
@@ -209,11 +208,15 @@ class Log:
         self.rows.append({name: for_json(value) for name, value in row.items()})
         self.file.write(json.dumps(self.rows[-1]) + "\n")
         self.file.flush()
-        if self.wandb: self.wandb.log(self.rows[-1], step=row["step"])
+        if self.tracker: self.tracker.row(self.rows[-1])
+
+    def checkpoint(self, path:Path|None, trainer:Trainer, last:bool)->None:
+        "Tell W&B of a checkpoint."
+        if self.tracker and self.rows: self.tracker.checkpoint(path, trainer.games, last)
 
     def close(self)->None:
         if self.file: self.file.close()
-        if self.wandb: self.wandb.finish()
+        if self.tracker: self.tracker.close()
 
 # %% ../nbs/11_train.ipynb #f117000a
 def steps_left(
@@ -269,7 +272,8 @@ def train_loop(
     "Steps until the end, the time limit, a signal or a guard's abort."
     steps, minutes, begun = cfg.trainer.steps, cfg.minutes, started - trainer.elapsed
     limit, ends = begun + 60*minutes if minutes else math.inf, ends_before(time.monotonic(), log.rows)
-    bar = tqdm(total=steps, initial=trainer.done, unit="step", disable=quiet or not folder, dynamic_ncols=True)
+    bar = TimeBar(steps, trainer.done, begun, limit, disable=quiet or not folder)
+    panel = LivePanel(folder.name if folder else "", in_notebook() and folder is not None and not quiet)
     late, left = agree(fabric, trainer.elapsed > 60*minutes > 0, -steps_left(ends, limit))
     told = 0.
     with StopRequest() as stop, bar:
@@ -283,8 +287,9 @@ def train_loop(
             trainer.elapsed = ends[-1] - begun
             told, late, left = agree(fabric, bool(stop), ends[-1] > limit, -steps_left(ends, limit))
             last = told or late or trainer.aborted or trainer.done == steps
+            panel.show(log.rows, bool(last))
             if folder and (last or trainer.done % cfg.trainer.checkpoint_every == 0):
-                save_checkpoint(trainer, folder/"checkpoint")
+                log.checkpoint(save_checkpoint(trainer, folder/"checkpoint"), trainer, bool(last))
     return why_ended(trainer, cfg, folder, bool(told), bool(late))
 
 # %% ../nbs/11_train.ipynb #f117000c
@@ -304,7 +309,8 @@ class Outcome:
         return Policy(self.model, temperature)
 
     def _repr_markdown_(self)->str:
-        return self.text.replace("![panel](report.png)", f"The panel is in {self.folder}/report.png")
+        seen = f"The panel, and games to step through: {self.folder}/report.html"
+        return self.text.replace("![panel](report.png)", seen)
 
 # %% ../nbs/11_train.ipynb #f117001c
 @dataclass
@@ -355,6 +361,7 @@ class Finish(Results):
             except KeyboardInterrupt: note, status = "The matches were stopped by a signal.", Stopped.status
             except Exception as e: note, error = f"The matches failed: {one_line(e)}", e
             text = self.report(why, note, matches)
+        if self.log.tracker: self.log.tracker.finished({title: match.summary() for title, match in matches.items()})
         outcome = Outcome(self.folder, self.trainer.kept, self.log.rows, matches, text, f"{why} {note}".strip(), status)
         self.say("\n" + outcome._repr_markdown_())
         if error: raise error
