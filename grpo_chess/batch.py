@@ -6,7 +6,7 @@
 __all__ = ['PRECISIONS', 'MAX_LEGAL', 'cpu_has_bf16', 'choose_precision', 'make_fabric', 'InPrecision', 'gather_boards',
            'sum_of_all', 'mean_of_all', 'sum_gradients', 'Batch', 'reward_stats', 'judge_rollout', 'mean_over_visits',
            'all_move_advantage', 'judge_moves', 'all_move_stats', 'Seen', 'look', 'forward_sampled', 'forward_all',
-           'micro_batches', 'moved_kl', 'measure']
+           'micro_batches', 'board_parts', 'clip', 'drop_update', 'moved_kl', 'measure']
 
 # %% ../nbs/07_batch.ipynb #411a8882
 import logging
@@ -15,6 +15,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
@@ -293,6 +294,35 @@ def micro_batches(
             total = 0
         total += size
     return [slice(a, b) for a, b in zip(cuts, [*cuts[1:], len(sizes)]) if b > a]
+
+# %% ../nbs/07_batch.ipynb #db427601
+def board_parts(
+    boards:int,       # in a step
+    epochs:int,
+    minibatches:int,
+    seed:int,
+    step:int,
+)->list[list[int]]:   # the boards of each update
+    "Every epoch goes over all boards, in a new order."
+    orders = [np.random.default_rng([seed, step, epoch, 3]).permutation(boards) for epoch in range(epochs)]
+    return [part.tolist() for order in orders for part in np.array_split(order, minibatches)]
+
+def clip(
+    fabric:Fabric,
+    model:nn.Module,
+    optimizer:Any,
+    limit:float,      # largest norm; 0: none
+)->float:             # norm before
+    "Shorten the gradient. A norm that is infinite or NaN is returned, and left to the caller."
+    found = fabric.clip_gradients(model, optimizer, max_norm=limit or math.inf, error_if_nonfinite=False)
+    return math.nan if found is None else float(found)
+
+def drop_update(
+    fabric:Fabric,
+)->None:
+    "Leave gradients unused. A float16 scaler has unscaled them for the clipping, and has to be told that this is over."
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    if scaler is not None: scaler.update()
 
 # %% ../nbs/07_batch.ipynb #79c49fb1
 @torch.no_grad()

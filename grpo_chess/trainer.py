@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TERMS', 'UpdateConfig', 'TrainerConfig', 'AblateConfig', 'single_update', 'check_trainer', 'check_run', 'lr_factor',
            'entropy_at', 'stride', 'parameter_groups', 'move_average', 'Weights', 'Run', 'Actor', 'NotFinite', 'Budget',
-           'Gradients', 'board_parts', 'clip', 'drop_update', 'Rehearsal', 'Learner', 'Trainer']
+           'Gradients', 'Rehearsal', 'Learner', 'Trainer']
 
 # %% ../nbs/07_trainer.ipynb #4db49ad3
 import copy
@@ -23,14 +23,14 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from .batch import (
-    PRECISIONS, Batch, InPrecision, forward_all, forward_sampled, gather_boards, judge_moves, judge_rollout,
-    measure, micro_batches, sum_gradients, sum_of_all)
+    PRECISIONS, Batch, InPrecision, board_parts, clip, drop_update, forward_all, forward_sampled, gather_boards,
+    judge_moves, judge_rollout, measure, micro_batches, sum_gradients, sum_of_all)
 from .guards import Guard, GuardConfig, check_group, check_guard, collapse_action
 from .loss import LossConfig, budget_of, loss_terms, ply_weights, ratio_stats, term_gradients, weighted_terms
 from .model import ChessTransformer, Policy, freeze
 from .replay import Replay, forward_judged, judged_of
 from .reward import Judge
-from .sampler import SamplerConfig, rollout, temperature_at
+from .sampler import Rollout, SamplerConfig, rollout, temperature_at
 
 # %% ../nbs/07_trainer.ipynb #c21931bb
 @dataclass
@@ -268,6 +268,7 @@ class Run(Weights):
         self.guard = Guard(self.gcfg, self.lcfg)
         self.replay = Replay(self.tcfg.replay_window)
         self.rollback_state:dict|None = None
+        self.games:Rollout|None = None                        # of the last step, to look at
 
     def state(self)->dict:
         "All that a run needs to go on: random numbers are functions of the seed and the step."
@@ -382,35 +383,6 @@ class Gradients(Actor):
         if not math.isfinite(loss) or self.skipped > (patience if scaled else 0):
             raise NotFinite(f"step {self.done}: loss {loss}, gradient norm {norm}")
 
-# %% ../nbs/07_trainer.ipynb #db427601
-def board_parts(
-    boards:int,       # in a step
-    epochs:int,
-    minibatches:int,
-    seed:int,
-    step:int,
-)->list[list[int]]:   # the boards of each update
-    "Every epoch goes over all boards, in a new order."
-    orders = [np.random.default_rng([seed, step, epoch, 3]).permutation(boards) for epoch in range(epochs)]
-    return [part.tolist() for order in orders for part in np.array_split(order, minibatches)]
-
-def clip(
-    fabric:Fabric,
-    model:nn.Module,
-    optimizer:Any,
-    limit:float,      # largest norm; 0: none
-)->float:             # norm before
-    "Shorten the gradient. A norm that is infinite or NaN is returned, and left to the caller."
-    found = fabric.clip_gradients(model, optimizer, max_norm=limit or math.inf, error_if_nonfinite=False)
-    return math.nan if found is None else float(found)
-
-def drop_update(
-    fabric:Fabric,
-)->None:
-    "Leave gradients unused. A float16 scaler has unscaled them for the clipping, and has to be told that this is over."
-    scaler = getattr(fabric.strategy.precision, "scaler", None)
-    if scaler is not None: scaler.update()
-
 # %% ../nbs/07_trainer.ipynb #rehearse1
 class Rehearsal(Gradients):
     "Updates on positions of earlier steps."
@@ -489,7 +461,7 @@ class Trainer(Learner):
         except FloatingPointError as e:
             self.playable = False                                     # such weights become no checkpoint
             raise NotFinite(f"step {self.done}: {e}") from None
-        played = time.perf_counter()
+        self.games, played = batch.rollout, time.perf_counter()
         try: moved = self.update(batch)                               # update
         except NotFinite:
             self.load_weights(before)
