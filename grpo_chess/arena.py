@@ -166,7 +166,7 @@ class Arena:
         if name == "weak": return weak_engine_player(self.pool, settings.get("level", 0), seed)
         return engine_player(self.pool, **settings)
 
-# %% ../nbs/08_arena.ipynb #aeca03f8
+# %% ../nbs/08_arena.ipynb #0therplayer
 def other_player(
     engines:list[OtherEngine],      # whoever closes them finds the new one here
     settings:dict,                  # of a player named engine:...
@@ -178,6 +178,7 @@ def other_player(
     engines.append(player)
     return erring_player(player, settings["errs"], seed) if "errs" in settings else player
 
+# %% ../nbs/08_arena.ipynb #aeca03f8
 def choose_openings(cfg:ArenaConfig)->list[chess.Board]:
     "Openings of a file, or random ones."
     if cfg.openings: return file_openings(cfg.openings, cfg.games//2, cfg.seed)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .improved import improved_terms
+from .improved import AimConfig, improved_terms
 
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'ALL_NEEDS', 'masked_mean', 'group_advantage', 'reward_to_go', 'returns', 'no_spread_share',
@@ -206,7 +206,7 @@ def refuse_bad_values(cfg:LossConfig)->None:
 
 # %% ../nbs/03_loss.ipynb #2162bd51
 @dataclass
-class LossConfig:
+class LossConfig(AimConfig):
     """The objective.
 
     Args:
@@ -217,8 +217,6 @@ class LossConfig:
         scale: what the advantage is divided by: none, std (of the group), or rms (of the batch)
         ratio: probability ratio of each ply, or of the whole trajectory (GSPO)
         surrogate: ppo (clipped), cispo (clipped weight, every gradient kept), or improved (towards a better policy)
-        tau: improved: advantage that is worth one nat
-        prior: improved: weight of the behaviour policy in the target
         epsilon_low: the ratio is clipped below 1 - epsilon_low
         epsilon_high: the ratio is clipped above 1 + epsilon_high
         delta: ceiling of the ratio where the advantage is negative; 0 means none
@@ -236,8 +234,6 @@ class LossConfig:
     scale: str = "rms"
     ratio: str = "ply"
     surrogate: str = "ppo"
-    tau: float = .5
-    prior: float = 1.
     epsilon_low: float = .2
     epsilon_high: float = .2
     delta: float = 0.

@@ -150,13 +150,12 @@ if hasattr(os, "register_at_fork"):
 
 # %% ../nbs/04_uci.ipynb #95f399ef
 class _Pipe:
-    "One process and the raw pipe to it; it belongs to the thread that starts it."
+    "One process and the raw pipe to it; it belongs to the thread that starts it. A Ctrl-C is ours, not its."
     def __init__(self, path:str):
         self.path = path
         with _FORK:
             self.proc = subprocess.Popen(launch_command(path), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
-                                         stderr=subprocess.DEVNULL, env=surroundings(),
-                                         start_new_session=True)            # a Ctrl-C is ours, not its
+                                         stderr=subprocess.DEVNULL, env=surroundings(), start_new_session=True)
             _PIPES.add(self)
         assert self.proc.stdin and self.proc.stdout
         self.to, self.back = self.proc.stdin.fileno(), self.proc.stdout.fileno()
