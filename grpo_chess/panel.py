@@ -4,15 +4,12 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'FOREIGN', 'ALIASES', 'PANEL', 'names_of', 'read_metrics', 'column', 'draw_panel', 'draw_instrument',
-           'add_legend', 'draw_line', 'show_clip', 'LivePanel']
+           'add_legend', 'draw_line', 'show_clip']
 
 # %% ../nbs/07_panel.ipynb #e0cee21f
-import io
 import json
 import math
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -250,26 +247,3 @@ def show_clip(
     acts, top = int((bound > 0).sum()), max([0., *region[np.isfinite(region)], *bound[np.isfinite(bound)]])
     ax.set_ylim(-.05*top if acts else -.02, 1.15*top if acts else max(.2, top))
     return f"clip acts in {acts}/{len(rows)} steps" if acts else "clip fraction (never acts)"
-
-# %% ../nbs/07_panel.ipynb #a11fe002
-class LivePanel:
-    "The panel of a run that is going on, drawn again in a notebook every few seconds."
-    def __init__(self,
-        every:float=20.,    # seconds; slower where drawing takes long
-        title:str="",
-    ):
-        self.every, self.title, self.next, self.shown = every, title, 0., None
-
-    def __call__(self, rows:list[dict], last:bool=False)->None:
-        "Draw, if it is time; `run(watch=...)` calls this after each step."
-        from IPython.display import Image, display
-        began = time.monotonic()
-        if not rows or (began < self.next and not last): return
-        import matplotlib.pyplot as plt
-        fig, picture = draw_panel(rows, f"{self.title} {len(rows)} steps".strip()), io.BytesIO()
-        fig.savefig(picture, dpi=100, format="png")
-        plt.close(fig)
-        shown:Any = Image(picture.getvalue())
-        if self.shown: self.shown.update(shown)
-        else: self.shown = display(shown, display_id=True)
-        self.next = time.monotonic() + max(self.every, 20*(time.monotonic() - began))

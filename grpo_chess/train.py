@@ -27,10 +27,9 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
-from tqdm import tqdm
 
 # %% auto #0
-__all__ = ['USER_ERRORS', 'Watch', 'RunError', 'GuardStop', 'Own', 'needs_engine', 'engine_share', 'untrained', 'initial_model',
+__all__ = ['USER_ERRORS', 'RunError', 'GuardStop', 'Own', 'needs_engine', 'engine_share', 'untrained', 'initial_model',
            'make_trainer', 'resume_from', 'run_folder', 'locked', 'identity', 'read_identity', 'check_identity',
            'open_run', 'Log', 'steps_left', 'ends_before', 'agree', 'progress_text', 'why_ended', 'train_loop',
            'Outcome', 'Results', 'Finish', 'all_or_none', 'describe_run', 'start_fabric', 'check_start', 'run',
@@ -45,6 +44,7 @@ from .config import (
     MAY_CHANGE, Config, ConfigError, from_values, parse, read_settings, write_settings)
 from .engine import EngineConfig, EngineError, EnginePool, engine_name, usable_cores
 from .hardware import check_device
+from .live import LivePanel, TimeBar, in_notebook
 from .matches import MatchResult
 from .model import (
     MODELS, ChessTransformer, NoLegalMove, Policy, WeightsError, load_model, n_params, pretrained)
@@ -254,8 +254,6 @@ def progress_text(row:dict)->dict[str, str]:
                        ratio_error=f"{row['ratio_error']:.0e}")
 
 # %% ../nbs/11_train.ipynb #f1170018
-Watch = Callable[[list[dict], bool], None]       # all rows, and whether this is the last step
-
 def why_ended(trainer:Trainer, cfg:Config, folder:Path|None, told:bool, late:bool)->tuple[str, int]:
     "In a sentence, and as an exit status."
     done = f"after {trainer.done} of {cfg.trainer.steps} steps"
@@ -272,12 +270,12 @@ def train_loop(
     log:Log,
     started:float,      # when this process began, by the monotonic clock
     quiet:bool,
-    watch:Watch|None=None,      # is shown the rows after each step
 )->tuple[str, int]:     # why it ended, in a sentence; exit status
     "Steps until the end, the time limit, a signal or a guard's abort."
     steps, minutes, begun = cfg.trainer.steps, cfg.minutes, started - trainer.elapsed
     limit, ends = begun + 60*minutes if minutes else math.inf, ends_before(time.monotonic(), log.rows)
-    bar = tqdm(total=steps, initial=trainer.done, unit="step", disable=quiet or not folder, dynamic_ncols=True)
+    bar = TimeBar(steps, trainer.done, begun, limit, disable=quiet or not folder)
+    panel = LivePanel(folder.name if folder else "", in_notebook() and folder is not None and not quiet)
     late, left = agree(fabric, trainer.elapsed > 60*minutes > 0, -steps_left(ends, limit))
     told = 0.
     with StopRequest() as stop, bar:
@@ -291,7 +289,7 @@ def train_loop(
             trainer.elapsed = ends[-1] - begun
             told, late, left = agree(fabric, bool(stop), ends[-1] > limit, -steps_left(ends, limit))
             last = told or late or trainer.aborted or trainer.done == steps
-            if watch and folder: watch(log.rows, bool(last))
+            panel.show(log.rows, bool(last))
             if folder and (last or trainer.done % cfg.trainer.checkpoint_every == 0):
                 log.checkpoint(save_checkpoint(trainer, folder/"checkpoint"), trainer, bool(last))
     return why_ended(trainer, cfg, folder, bool(told), bool(late))
@@ -426,7 +424,6 @@ def run(
     model:nn.Module|None=None,  # your own: (tokens [N, 65], legal [N, L]) -> scores [N, L]; trained in place
     reward:Value|None=None,     # your own: boards -> win probability of each side to move
     positions:Any=None,         # your own: boards or FENs, or a function (step, first, n) -> boards
-    watch:Watch|None=None,      # is shown the rows after each step: LivePanel() in a notebook
 )->Outcome:
     "Train, report, let the new policy play the old one, and report again."
     started, own, resume = time.monotonic(), Own(model, reward, positions), str(resume)
@@ -453,7 +450,7 @@ def run(
         log = stack.enter_context(contextlib.closing(Log(folder, cfg, trainer.done, known["wandb"])))
         say(f"{(about := describe_run(cfg, fabric, trainer, own))}\nrun folder {folder}")
         finish = Finish(cfg, trainer, folder, log, own, about, pool, old, say) if folder else None
-        try: why, status = train_loop(fabric, trainer, cfg, folder, log, started, quiet, watch)
+        try: why, status = train_loop(fabric, trainer, cfg, folder, log, started, quiet)
         except Exception as e:
             if finish: finish.failed(e)
             raise

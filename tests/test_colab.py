@@ -15,7 +15,7 @@ import nbformat
 import pytest
 
 from grpo_chess.config import preset
-from grpo_chess.panel import LivePanel, read_metrics
+from grpo_chess.panel import read_metrics
 from grpo_chess.settings import ConfigError
 from grpo_chess.train import begin_or_resume
 
@@ -74,12 +74,10 @@ def small(out, **changes):
 
 
 def test_the_same_cell_begins_a_run_and_goes_on_with_it(tmp_path):
-    seen = []
     short = small(tmp_path, trainer=dict(steps=2, checkpoint_every=2))
-    first = begin_or_resume(short, quiet=True, watch=lambda rows, last: seen.append((len(rows), last)))
-    again = begin_or_resume(small(tmp_path), quiet=True, watch=lambda rows, last: seen.append((len(rows), last)))
+    first = begin_or_resume(short, quiet=True)
+    again = begin_or_resume(small(tmp_path), quiet=True)
     assert first.folder == again.folder and [r["step"] for r in again.rows] == [0, 1, 2, 3]
-    assert seen == [(1, False), (2, True), (3, False), (4, True)]
 
 
 def test_another_run_is_refused_and_one_without_a_checkpoint_is_put_aside(tmp_path, capsys):
@@ -92,24 +90,6 @@ def test_another_run_is_refused_and_one_without_a_checkpoint_is_put_aside(tmp_pa
         shutil.rmtree(checkpoint)
     assert len(begin_or_resume(small(tmp_path), quiet=True).rows) == 4
     assert "had no checkpoint" in capsys.readouterr().err and len([*tmp_path.glob("n.begun-*")]) == 1
-
-
-def test_a_live_panel_is_one_picture_that_is_replaced(monkeypatch):
-    shown = []
-
-    class Handle:
-        def update(self, picture):
-            shown.append(("replaced", len(picture.data)))
-
-    def display(picture, display_id):
-        shown.append(("shown", len(picture.data)))
-        return Handle()
-    monkeypatch.setattr("IPython.display.display", display)
-    rows = [dict(step=i, entropy=float(i), ratio_error=0.0) for i in range(30)]
-    watch = LivePanel(every=3600)
-    for done in range(len(rows)):
-        watch(rows[:done], last=done == 29)
-    assert [what for what, size in shown] == ["shown", "replaced"] and min(size for what, size in shown) > 5000
 
 
 # The whole page, cell by cell, in a stand-in: google.colab is a stub, and a folder is Drive
