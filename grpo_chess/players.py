@@ -17,7 +17,7 @@ import torch
 
 from .board import PositionError, action_to_move, encode, legal_actions, position_key, terminal
 from .engine import DEPTH, MATE, EngineError, EnginePool, find_engine, is_mate, move_scores
-from .model import MODELS, ChessTransformer, Policy, load_model, pretrained
+from .model import MODELS, ChessTransformer, Policy, load_model, pretrained, shipped
 from .positions import read_positions
 from .uci import surroundings
 
@@ -342,9 +342,9 @@ def load_player_model(
         torch.manual_seed(settings.get("seed", 0))
         return ChessTransformer(shape or (like.cfg if like else None)).eval()
     if name in KINDS: return None
-    if name in MODELS: return pretrained(name, shape)
+    if name in (*MODELS, *shipped()): return pretrained(name, shape)
     path = Path(name)/"model.safetensors" if Path(name).is_dir() else Path(name)
     if path.suffix != ".safetensors":
         raise ArenaError(f"there is no player {name!r}: name a .safetensors file or a run's folder, "
-                         f"weights of the package ({', '.join(MODELS)}), or {', '.join(KINDS)}")
+                         f"weights of the package ({', '.join(shipped())}), or {', '.join(KINDS)}")
     return load_model(path, shape)
