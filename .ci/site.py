@@ -20,7 +20,7 @@ CONF = """project, author, language = "grpo_chess", "The grpo_chess authors", "e
 extensions, html_theme = ["myst_nb"], "furo"
 html_title, html_static_path, html_copy_source = "grpo_chess", ["_static"], False
 nb_execution_mode, nb_merge_streams = "off", True
-myst_enable_extensions, myst_heading_anchors = ["dollarmath", "amsmath", "deflist"], 4
+myst_enable_extensions, myst_heading_anchors = ["dollarmath", "amsmath", "deflist", "html_image"], 4
 mathjax_path = "mathjax.js"
 html_css_files = ["site.css"]
 pygments_dark_style = "monokai"
@@ -67,6 +67,7 @@ def links(text, inside):
     def slug(found):
         return found.group(1) + "#" + re.sub(r"[^\w-]", "", found.group(2).lower())
     text = re.sub(r"(\]\([^)\s#]*\.(?:ipynb|md))#([^)\s]+)", slug, text)
+    text = re.sub(r"\[!\[Open In Colab\]\([^)]*\)\]", "[Open in Colab]", text)      # its picture is not on this machine
     up = "../" * (len(inside.parts) - 1)
     here = "index.ipynb" if inside.parent == Path("nbs") else f"{up}nbs/index.ipynb"
     return text.replace(f"]({here})", f"]({up}index.md)")

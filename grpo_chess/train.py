@@ -46,8 +46,9 @@ from .engine import EngineConfig, EngineError, EnginePool, engine_name, usable_c
 from .hardware import check_device
 from .live import LivePanel, TimeBar, in_notebook
 from .matches import MatchResult
-from .model import (
-    MODELS, ChessTransformer, NoLegalMove, Policy, WeightsError, load_model, n_params, pretrained)
+from grpo_chess.model import (
+    MODELS, ChessTransformer, NoLegalMove, Policy, WeightsError, load_model, n_params, pretrained,
+    shipped)
 from .own import Starts, Value, check_model, check_positions, check_reward
 from .panel import read_metrics
 from .players import ArenaError
@@ -100,8 +101,8 @@ def untrained(cfg:Config)->ChessTransformer:
 def initial_model(cfg:Config, own:nn.Module|None=None, resume:str="")->nn.Module:
     "The network that a run begins with: what it kept when it is resumed, its caller's, a file's, or a fresh one."
     if own is None and not resume and cfg.init:
-        shipped = cfg.init in MODELS and not Path(cfg.init).exists()
-        return pretrained(cfg.init, cfg.model) if shipped else load_model(cfg.init, cfg.model)
+        is_name = cfg.init in (*MODELS, *shipped()) and not Path(cfg.init).exists()
+        return pretrained(cfg.init, cfg.model) if is_name else load_model(cfg.init, cfg.model)
     model:nn.Module = untrained(cfg) if own is None else own
     if resume: model.load_state_dict(read_weights(model, Path(resume)/"start.safetensors"))
     return model.eval()
