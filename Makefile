@@ -1,6 +1,7 @@
 # make train   trains a small policy against Stockfish and reports what changed (ARGS="--preset record ..." for more)
 # make test    runs all tests and all notebooks
 # make test-browser  opens the pages in JupyterLab and a headless Chromium and moves every slider; installs Chromium if there is none
+# make test-gui  plays against the engine in xboard on a virtual screen; installs xboard and the screen if there are none
 # make export  after editing a notebook: clean it, export the library, refresh the README
 # All make .venv (PYTHON=python3.12 chooses the interpreter), install what constraints.txt pins and find or install Stockfish, once.
 
@@ -13,7 +14,7 @@ export PYTHON
 export GOMP_SPINCOUNT ?= 1000
 ARGS ?=
 
-.PHONY: train test test-browser export engine browser
+.PHONY: train test test-browser test-gui export engine browser gui
 
 train: .venv/.ready engine
 	$(PY) -m grpo_chess.train $(ARGS)
@@ -23,6 +24,9 @@ test: .venv/.ready engine
 
 test-browser: .venv/.ready engine browser
 	ALL_PAGES=1 $(PY) -m pytest tests/test_browser.py -n 0 $(ARGS)
+
+test-gui: .venv/.ready gui
+	$(PY) -m pytest tests/test_gui.py -n 0 -rs $(ARGS)
 
 export: .venv/.ready
 	for f in nbs/*.ipynb nbs/*/*.ipynb; do .venv/bin/nbdev_clean --fname $$f; done
@@ -40,3 +44,6 @@ engine: .venv/.ready
 
 browser:
 	@.ci/setup browser
+
+gui:
+	@.ci/setup gui

@@ -23,7 +23,7 @@ from .files import digest, write_whole
 # %% auto #0
 __all__ = ['MODELS', 'CACHED', 'SEALS', 'WEIGHTS', 'ModelConfig', 'Block', 'MoveHead', 'ChessTransformer', 'n_params', 'MoveDist',
            'NoLegalMove', 'Policy', 'describe', 'freeze', 'WeightsError', 'refuse_infinite', 'seals', 'tensor_bytes',
-           'model_bytes', 'save_model', 'read_tensors', 'load_model', 'pretrained', 'forward_flops']
+           'model_bytes', 'save_model', 'read_tensors', 'load_model', 'shipped', 'pretrained', 'forward_flops']
 
 # %% ../nbs/01_model.ipynb #0577c453
 @dataclass
@@ -283,8 +283,14 @@ def seals(state:dict[str, Tensor], info:dict[str, str])->dict[str, str]:
     return dict(zip(SEALS, (texts, tensors.hexdigest())))
 
 def tensor_bytes(state:dict[str, Tensor], info:dict[str, str])->bytes:
-    "A safetensors file that knows its checksums."
-    return save(state, info | seals(state, info))
+    "A safetensors file that knows its checksums; the same tensors give the same bytes."
+    data = save(state, info | seals(state, info))
+    start = 8 + int.from_bytes(data[:8], "little")
+    names = json.loads(data[8:start])               # safetensors writes the texts of its header in any order
+    names["__metadata__"] = dict(sorted(names["__metadata__"].items()))
+    header = json.dumps(names, separators=(",", ":")).encode()
+    header += b" "*(-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[start:]
 
 # %% ../nbs/01_model.ipynb #06ffb533
 def model_bytes(
@@ -341,14 +347,17 @@ def load_model(
 # %% ../nbs/01_model.ipynb #42a1e70b
 WEIGHTS = Path(globals().get("__file__", "../grpo_chess/model.py")).parent/"weights"
 
+def shipped()->list[str]:
+    "Names of the weights that come with the package."
+    return sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))
+
 def pretrained(
     name:str="tiny",             # a preset whose weights are shipped
     cfg:ModelConfig|None=None,   # shape that is wanted; None takes the file's
 )->ChessTransformer:             # in eval mode, float32, on the CPU
     "Weights that come with the package; WeightsError lists those there are."
-    path = WEIGHTS/f"{name}.safetensors"
-    if path.exists(): return load_model(path, cfg)
-    there = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))) or "none"
+    if name in shipped(): return load_model(WEIGHTS/f"{name}.safetensors", cfg)
+    there = ", ".join(shipped()) or "none"
     raise WeightsError(f"no weights named {name!r} come with the package; there are: {there}")
 
 # %% ../nbs/01_model.ipynb #5ad18432

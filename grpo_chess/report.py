@@ -20,6 +20,7 @@ from .engine import EnginePool
 from .files import write_whole
 from .matches import MatchResult, play_match
 from .model import Policy
+from .page import report_page
 from .panel import draw_panel
 from .players import policy_player, random_openings
 from .stats import series_mean
@@ -127,9 +128,10 @@ def write_report(
     rows:list[dict],
     matches:Mapping[str, MatchResult]|None=None,
 )->None:
-    "report.md, report.png and the games of a run."
+    "report.md, report.html, report.png and the games of a run."
     write_whole(folder/"report.md", text)
     for title, match in (matches or {}).items(): write_whole(folder/"games"/f"{title.split()[0]}.pgn", match.pgn())
+    write_whole(folder/"report.html", report_page(folder.name, text, rows, matches))
     if not rows: return
     if "matplotlib.pyplot" not in sys.modules and "MPLBACKEND" not in os.environ:
         import matplotlib

@@ -20,7 +20,9 @@ from typing import Any, TextIO, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from .files import FileError
+from .files import FileError, write_whole  # noqa: F401
+
+_all_ = ["write_whole"]     # who writes settings finds it here
 
 Settings = TypeVar("Settings")      # a dataclass whose fields are settings, or settings classes again
 
@@ -31,7 +33,7 @@ class ConfigError(ValueError):
 __all__ = ['Settings', 'MOST', 'LIMITS', 'SIGNALS', 'ConfigError', 'sections', 'known_keys', 'flatten', 'check_numbers', 'build',
            'unknown_key', 'check_key', 'one_line', 'PlainLoader', 'read_yaml', 'take', 'choose', 'make_parser',
            'parse_settings', 'handled', 'interrupt', 'StopRequest', 'EndedEarly', 'Stopped', 'open_streams', 'Lasting',
-           'no_memory', 'run_command']
+           'no_memory', 'run_command', 'write_whole']
 
 # %% ../nbs/00_settings.ipynb #f9009805
 def sections(cls)->dict[str, Any]:

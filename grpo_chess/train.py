@@ -17,7 +17,6 @@ import sys
 import time
 import uuid
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -29,13 +28,12 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
-from tqdm import tqdm
 
 # %% auto #0
-__all__ = ['USER_ERRORS', 'LONG', 'RunError', 'GuardStop', 'Own', 'needs_engine', 'engine_share', 'untrained', 'initial_model',
-           'make_trainer', 'resume_from', 'run_folder', 'identity', 'read_identity', 'check_identity', 'open_run',
-           'Log', 'steps_left', 'ends_before', 'agree', 'progress_text', 'why_ended', 'train_loop', 'Outcome',
-           'Results', 'Finish', 'all_or_none', 'follow_agent', 'in_words', 'describe_run', 'start_fabric',
+__all__ = ['USER_ERRORS', 'FEW', 'LONG', 'RunError', 'GuardStop', 'Own', 'needs_engine', 'engine_share', 'untrained',
+           'initial_model', 'make_trainer', 'resume_from', 'run_folder', 'identity', 'read_identity', 'check_identity',
+           'open_run', 'Log', 'steps_left', 'ends_before', 'agree', 'progress_text', 'why_ended', 'train_loop',
+           'Outcome', 'Results', 'Finish', 'all_or_none', 'follow_agent', 'in_words', 'describe_run', 'start_fabric',
            'check_start', 'run', 'work', 'main']
 
 # %% ../nbs/11_train.ipynb #f117001b
@@ -48,15 +46,18 @@ from .engine import EngineConfig, EngineError, EnginePool, engine_name, usable_c
 from .files import (
     append_row, beside, each_row, flush, locked, move_aside, named, open_json, sealed_json, trim_log,
     without_home, write_new, write_whole)
+from .live import LivePanel, TimeBar, in_notebook
 from .matches import MatchResult
-from .model import (
-    MODELS, ChessTransformer, NoLegalMove, Policy, WeightsError, load_model, n_params, pretrained)
+from grpo_chess.model import (
+    MODELS, ChessTransformer, NoLegalMove, Policy, WeightsError, load_model, n_params, pretrained,
+    shipped)
 from .own import Starts, Value, check_model, check_positions, check_reward
 from .players import ArenaError
 from .positions import start_positions
 from .report import matches_of, report_text, write_report
 from .reward import Judge
 from .settings import EndedEarly, Stopped, StopRequest, one_line, run_command
+from .tracking import Tracker
 from .trainer import NotFinite, Trainer
 
 # %% ../nbs/11_train.ipynb #f1170005
@@ -101,8 +102,8 @@ def untrained(cfg:Config)->ChessTransformer:
 def initial_model(cfg:Config, own:nn.Module|None=None, resume:str="")->nn.Module:
     "The network that a run begins with: what it kept when it is resumed, its caller's, a file's, or a fresh one."
     if own is None and not resume and cfg.init:
-        shipped = cfg.init in MODELS and not Path(cfg.init).exists()
-        return pretrained(cfg.init, cfg.model) if shipped else load_model(cfg.init, cfg.model)
+        is_name = cfg.init in (*MODELS, *shipped()) and not Path(cfg.init).exists()
+        return pretrained(cfg.init, cfg.model) if is_name else load_model(cfg.init, cfg.model)
     model:nn.Module = untrained(cfg) if own is None else own
     if resume: model.load_state_dict(read_weights(model, Path(resume)/"start.safetensors"))
     return model.eval()
@@ -153,7 +154,8 @@ def identity(cfg:Config, fabric:Fabric, own:Own)->dict[str, Any]:
     "What makes a run the run it is, besides its settings."
     judged = own.reward is None and cfg.reward.judge == "engine"
     return dict(engine=engine_name(cfg.engine.path) if judged or cfg.sampler.teacher_forcing else "",
-                precision=fabric.strategy.precision.precision, own=own.names, wandb=uuid.uuid4().hex[:8])
+                precision=fabric.strategy.precision.precision, own=own.names,
+                wandb=os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8])          # an agent of a sweep names it
 
 def read_identity(folder:Path)->dict[str, Any]:
     "What an earlier process wrote; RunError if it cannot be read."
@@ -198,35 +200,40 @@ def open_run(folder:Path, cfg:Config, start:nn.Module, known:dict[str, Any], new
         raise RunError(f"cannot make {folder}: {e.strerror}") from None
 
 # %% ../nbs/11_train.ipynb #f1170017
-LONG = 20_000       # rows that a report is made from, at most
+FEW, LONG = 2_000, 20_000       # rows in memory, and rows that a report is made from, at most
 
 class Log:
     "metrics.jsonl, and W&B when asked; only the first process writes. Rows stay on the disk: a run may have millions."
     def __init__(self, folder:Path|None, cfg:Config, done:int=0, wandb_id:str|None=None):
-        self.path, self.wandb = None if folder is None else folder/"metrics.jsonl", None
-        self.recent:deque[dict] = deque(maxlen=10)
+        self.path, self.count, self.apart = None if folder is None else folder/"metrics.jsonl", 0, 1
+        self.rows:list[dict] = []           # for pictures while it runs: all, or of many every so-manyth and the last
+        self.tracker:Tracker|None = None
         if self.path is None or folder is None: return
         if lost := trim_log(self.path, done, done):
             print(f"{self.path}: {lost} of {done} rows are damaged or missing; what there was is set aside, and the "
                   "run goes on without them", file=sys.stderr)
-        self.recent += (row for row, _ in each_row(self.path) if row)
+        for row, _ in each_row(self.path): self.remember(row or {})
         if cfg.track == "wandb":
-            import wandb
-            login = os.environ.get("WANDB_API_KEY") or wandb.api.api_key
-            mode:Any = None if login or os.environ.get("WANDB_MODE") else "offline"
-            self.wandb = wandb.init(project="grpo_chess", name=folder.name, dir=str(folder), id=wandb_id, mode=mode,
-                                    resume="allow", config=without_home(dataclasses.asdict(cfg)))
+            self.tracker = Tracker(folder, without_home(dataclasses.asdict(cfg)), wandb_id or "", self.rows)
 
     def write(self, row:dict)->None:
         "One row, handed to the system before the next step begins."
         if self.path is None: return
         def for_json(value): return None if isinstance(value, float) and not math.isfinite(value) else value
-        self.recent.append({name: for_json(value) for name, value in row.items()})
-        append_row(self.path, self.recent[-1])
-        if self.wandb: self.wandb.log(self.recent[-1], step=row["step"])
+        self.remember({name: for_json(value) for name, value in row.items()})
+        append_row(self.path, self.rows[-1])
+        if self.tracker: self.tracker.row(self.rows[-1])
 
-    def rows(self)->list[dict]:
-        "All rows, or of very many every so-manyth, with the plies and seconds of those between and what guards did."
+    def remember(self, row:dict)->None:
+        "Keep the newest row, and at most `FEW` of those before it."
+        if self.rows and (self.count - 1) % self.apart: self.rows.pop()
+        self.rows.append(row)
+        self.count += 1
+        if len(self.rows) > FEW:
+            self.rows[:], self.apart = [*self.rows[:-1:2], row], 2*self.apart
+
+    def history(self)->list[dict]:
+        "All rows from the disk; of very many every so-manyth, with plies, seconds and guards of those between."
         if self.path is None or not self.path.exists(): return []
         found = (row for row, _ in each_row(self.path) if row)
         apart, rows = -(-sum(1 for _ in each_row(self.path))//LONG) or 1, list[dict]()
@@ -237,8 +244,12 @@ class Log:
                 rows[-1]["guard"] = "; ".join(filter(None, (rows[-1].get("guard"), row.get("guard"))))
         return rows
 
+    def checkpoint(self, path:Path|None, trainer:Trainer, last:bool)->None:
+        "Tell W&B of a checkpoint."
+        if self.tracker and self.rows: self.tracker.checkpoint(path, trainer.games, last)
+
     def close(self)->None:
-        if self.wandb: self.wandb.finish()
+        if self.tracker: self.tracker.close()
 
 # %% ../nbs/11_train.ipynb #f117000a
 def steps_left(
@@ -293,8 +304,9 @@ def train_loop(
 )->tuple[str, int]:     # why it ended, in a sentence; exit status
     "Steps until the end, the time limit, a signal or a guard's abort."
     steps, minutes, begun = cfg.trainer.steps, cfg.minutes, started - trainer.elapsed
-    limit, ends = begun + 60*minutes if minutes else math.inf, ends_before(time.monotonic(), [*log.recent])
-    bar = tqdm(total=steps, initial=trainer.done, unit="step", disable=quiet or not folder, dynamic_ncols=True)
+    limit, ends = begun + 60*minutes if minutes else math.inf, ends_before(time.monotonic(), log.rows)
+    bar = TimeBar(steps, trainer.done, begun, limit, disable=quiet or not folder)
+    panel = LivePanel(folder.name if folder else "", in_notebook() and folder is not None and not quiet)
     late, left = agree(fabric, trainer.elapsed > 60*minutes > 0, -steps_left(ends, limit))
     told = 0.
     with StopRequest() as stop, bar:
@@ -308,8 +320,9 @@ def train_loop(
             trainer.elapsed = ends[-1] - begun
             told, late, left = agree(fabric, bool(stop), ends[-1] > limit, -steps_left(ends, limit))
             last = told or late or trainer.aborted or trainer.done == steps
+            panel.show(log.rows, bool(last))
             if folder and (last or trainer.done % cfg.trainer.checkpoint_every == 0):
-                save_checkpoint(trainer, folder/"checkpoint")
+                log.checkpoint(save_checkpoint(trainer, folder/"checkpoint"), trainer, bool(last))
     return why_ended(trainer, cfg, folder, bool(told), bool(late))
 
 # %% ../nbs/11_train.ipynb #f117000c
@@ -329,7 +342,8 @@ class Outcome:
         return Policy(self.model, temperature)
 
     def _repr_markdown_(self)->str:
-        return self.text.replace("![panel](report.png)", f"The panel is in {self.folder}/report.png")
+        seen = f"The panel, and games to step through: {self.folder}/report.html"
+        return self.text.replace("![panel](report.png)", seen)
 
 # %% ../nbs/11_train.ipynb #f117001c
 @dataclass
@@ -345,7 +359,7 @@ class Results:
     def report(self, why:str, note:str="", matches:dict[str, MatchResult]|None=None)->str:
         "Write the report, and return it."
         old = "the network that the run was given" if self.own.model is not None else ""
-        rows = self.log.rows()
+        rows = self.log.history()
         text = report_text(self.folder.name, self.cfg, rows, matches, (why, note), self.about, old)
         write_report(self.folder, text, rows, matches)
         return text
@@ -381,8 +395,9 @@ class Finish(Results):
             except KeyboardInterrupt: note, status = "The matches were stopped by a signal.", Stopped.status
             except Exception as e: note, error = f"The matches failed: {one_line(e)}", e
             text = self.report(why, note, matches)
+        if self.log.tracker: self.log.tracker.finished({title: match.summary() for title, match in matches.items()})
         ended = f"{why} {note}".strip()
-        outcome = Outcome(self.folder, self.trainer.kept, self.log.rows(), matches, text, ended, status)
+        outcome = Outcome(self.folder, self.trainer.kept, self.log.history(), matches, text, ended, status)
         self.say("\n" + outcome._repr_markdown_())
         if error: raise error
         return outcome

@@ -1,0 +1,185 @@
+"The doctor: histories of all forms, findings that are complete, checks on made-up runs, the command."
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from grpo_chess.doctor import FORMATS, as_document, as_html, as_markdown, compare, diagnose, main
+from grpo_chess.firststep import Numbers, fit_causes, numbers_of, prior_of, two_temperatures, typical_scores
+from grpo_chess.histories import HistoryError, as_history, read_history, read_wandb, resolve
+from grpo_chess.history import CASES, CHECKS, Case, Finding, from_rows, theil_sen
+from grpo_chess.panel import FOREIGN, METRICS, names_of, read_metrics
+from grpo_chess.trainer import AblateConfig
+from small import make
+
+TOP = Path(__file__).resolve().parent.parent
+DATA = TOP / "nbs" / "data"
+
+def written(path, text):
+    path.write_text(text)
+    return path
+
+def columns(history): return {name: values.tolist() for name, (_, values) in history.columns.items()}
+
+# findings
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_every_kind_of_finding_has_cause_prescription_and_refutation(name):
+    case = CASES[name]
+    assert case.title and len(case.cause) > 20 and len(case.change) > 5 and len(case.refute) > 15
+    Finding(name, "warning", .5, "x", (0, 1))
+
+def test_a_warning_without_a_prescription_is_refused():
+    CASES["silent"] = Case("silent", "something", "", "nothing")
+    try:
+        for severity in ("critical", "warning"):
+            with pytest.raises(ValueError, match="what to change"): Finding("silent", severity, .5, "x", (0, 1))
+        Finding("silent", "note", .5, "x", (0, 1))
+    finally: del CASES["silent"]
+    with pytest.raises(ValueError, match="none of"): Finding("lr_too_low", "grave", .5, "x", (0, 1))
+
+def test_theil_sen_ignores_outliers_and_knows_what_it_does_not_know():
+    t, x = np.arange(50.), np.arange(50.)*2
+    x[::10] += 1000
+    assert theil_sen(t, x).slope == pytest.approx(2, abs=.2) and theil_sen(t, x).rises
+    assert not theil_sen(t[:2], x[:2]).rises and theil_sen(t[:2], x[:2]).high == math.inf
+    assert theil_sen(t, np.ones(50)).low == theil_sen(t, np.ones(50)).high == 0
+
+# the first step
+
+@pytest.mark.parametrize("gap", [.7, 1.2, 1.6])
+@pytest.mark.parametrize("entropy", [1.2, 2.5])
+def test_a_gap_is_found_where_the_entropies_are_known(gap, entropy):
+    seen = numbers_of(two_temperatures(typical_scores(entropy), gap))
+    best = fit_causes(seen)[0]
+    assert best.cause == ("sharper" if gap > 1 else "flatter") and best.size == pytest.approx(gap, rel=.06)
+
+def test_what_the_configuration_says_decides_where_the_numbers_cannot():
+    seen = Numbers(.556, .046, 1.012, entropy=2.816)
+    free = fit_causes(seen)
+    at = {said: fit_causes(seen, prior=prior_of(config, free))[0].cause for said, config in
+          dict(tau=dict(rollout_temperature=1.3), dropout={"dropout": .1, "rollout_temperature": 1.}).items()}
+    assert at == dict(tau="sharper", dropout="noise")
+
+def test_a_run_of_this_trainer_with_two_temperatures_is_named_and_one_without_is_not():
+    runs = [make(sharpen=40., ablate=ablate, loss=dict(entropy_coef=.01))
+            for ablate in (None, AblateConfig(loss_temperature=.7))]
+    good, bad = (diagnose(from_rows([t.step() for _ in range(4)])) for t in runs)
+    assert bad.alarms[0].name == "two_temperatures" and not [f for f in good.alarms if f.name in (
+        "two_temperatures", "ratio_noise", "rounding", "truncated_sampling", "stale_policy")]
+
+# histories
+
+def test_names_of_other_trainers_are_known_and_none_means_two_things():
+    for name, column in {"clip_ratio/region_mean": "clip_region", "actor/ppo_kl": "approx_kl", "kl": "kl_reference",
+                         "frac_reward_zero_std": "no_spread", "mean_kl_divergence": "approx_kl",
+                         "eval_stockfish/score": "eval_score", "train/reward": "train/avg_reward"}.items():
+        found = resolve(name)
+        assert found and found[0] == column, name
+    named = [name for column in METRICS | FOREIGN for name in names_of(column)]
+    assert len(named) == len(set(named))
+
+def test_what_was_not_measured_is_left_out_and_nan_is_kept():
+    history = from_rows([dict(step=0, loss=1., entropy=None), dict(step=5, loss=math.nan, guard="x", on=True)])
+    assert list(history.columns) == ["loss"] and list(history.columns["loss"][0]) == [0, 5]
+    assert diagnose(history).names() == ["not_a_number"]
+
+def test_a_run_folder_a_trainer_state_verl_csv_and_console_are_read(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    written(run / "metrics.jsonl", '{"step": 0, "entropy": 2.0}\n{"step": 1, "entr')
+    written(run / "config.yaml", "sampler: {temperature: 1.3}\n")
+    assert read_history(run).config == {"sampler.temperature": 1.3} and columns(read_history(run)) == {"entropy": [2.]}
+    trl = tmp_path / "checkpoint-5"
+    trl.mkdir()
+    log = [dict(step=1, entropy=.5, kl=.1, odd_one=3), dict(step=2, entropy=.4, eval_loss=1.)]
+    written(trl / "trainer_state.json", json.dumps(dict(global_step=5, log_history=log)))
+    assert columns(read_history(tmp_path / "checkpoint-5")) == {"entropy": [.5, .4], "kl_reference": [.1]}
+    assert read_history(trl).unknown == ["eval_loss", "odd_one"]
+    verl = written(tmp_path / "v.jsonl", '{"step": 3, "data": {"actor/entropy": 0.4, "actor/grad_norm": 1}}\n')
+    assert columns(read_history(verl)) == {"entropy": [.4], "grad_norm": [1.]}
+    console = written(tmp_path / "log.txt", "noise\n(pid) step:4 - actor/entropy:0.25 - actor/lr:np.float64(1e-6)\n")
+    assert columns(read_history(console)) == {"entropy": [.25], "lr": [1e-6]}
+    table = written(tmp_path / "w.csv", '"Step","a - entropy","a - entropy__MIN"\n0,2,1\n1,NaN,\n')
+    assert columns(read_history(table))["entropy"][0] == 2 and math.isnan(columns(read_history(table))["entropy"][1])
+
+def test_an_offline_run_of_wandb_is_read_without_a_network(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    for name, value in dict(WANDB_MODE="offline", WANDB_DIR=str(tmp_path), WANDB_SILENT="true").items():
+        monkeypatch.setenv(name, value)
+    run = wandb.init(project="x", config=dict(rollout_temperature=1.3, loss=dict(kl="k1")), mode="offline", dir=tmp_path)
+    for step in range(3): run.log({"mean_clip_fraction": .5 + step/100, "actor/ppo_kl": .04, "strange": 1})
+    run.finish()
+    log, end = next((tmp_path / "wandb").glob("offline-run-*/*.wandb")), time.monotonic() + 60
+    while len(read_wandb(log)[0]) < 3 and time.monotonic() < end: time.sleep(.2)     # W&B's own process writes it
+    history = read_history(tmp_path / "wandb")
+    assert columns(history) == {"clip_region": [.5, .51, .52], "approx_kl": [.04]*3} and history.unknown == ["strange"]
+    assert history.config["rollout_temperature"] == 1.3 and history.config["loss.kl"] == "k1"
+
+BAD = {"a.jsonl": "[1]", "b.json": '{"log_history": 3}', "c.json": "{", "d.csv": "x,y\n1,2", "e.txt": "hello", "f.jsonl": "",
+       "g.json": "["*100_000, "h.csv": "\x00", "i.jsonl": '{"step": 1, "entropy": "much"}'}
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_read_is_said_in_one_line(name, tmp_path, capsys):
+    path = written(tmp_path / name, BAD[name])
+    with pytest.raises(HistoryError): read_history(path)
+    assert main([str(path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and name in said
+
+# the doctor
+
+def test_the_default_run_and_the_sampled_run_have_no_alarm():
+    for name in ("tiny_metrics.jsonl", "scratch_metrics.jsonl"):
+        assert diagnose(read_history(DATA / name)).alarms == []
+
+def test_checks_that_cannot_look_say_what_they_lack():
+    d = diagnose(from_rows([dict(step=i, entropy=2.) for i in range(30)]))
+    assert d.asked + len(d.skipped) == len(CHECKS) and "expected_regret" in d.skipped["sharpening"]
+    assert "| sharpening | expected_regret, start_regret |" in as_markdown(d)
+
+def fallen(): return from_rows([dict(step=i, entropy=2.5*.97**i, odd=1) for i in range(200)], name="a <run>")
+
+def test_all_forms_say_the_same():
+    d = diagnose(fallen())
+    assert d.alarms[0].name == "entropy_collapse"
+    for text in (as_markdown(d), as_html(d), as_document(d, "2026-01-01")):
+        assert "entropy collapse" in text and d.alarms[0].change.split(";")[0] in text
+    assert "<run>" not in as_html(d) and "base64" in as_html(d) and set(FORMATS) == {"markdown", "html", "document"}
+    head = as_document(d, "2026-01-01").split("---")[1]
+    assert all(f"{key}:" in head for key in ("title", "date", "git_commit", "runs", "question"))
+
+def test_two_runs_are_compared_with_an_interval():
+    rng = np.random.default_rng(0)
+    def run(mean, tau): return from_rows([dict(step=i, entropy=mean + .1*rng.standard_normal(), grad_norm=rng.random())
+                                          for i in range(300)], {"sampler.temperature": tau, "seed": 1})
+    settings, changes = compare(run(2., 1.), run(2.5, 1.3))
+    assert settings == {"sampler.temperature": (1., 1.3)}
+    assert {c.column: c.counts for c in changes} == dict(entropy=True, grad_norm=False)
+
+def test_the_command_writes_and_fails_where_it_is_asked_to(tmp_path, capsys):
+    log = written(tmp_path / "x.jsonl", "".join(json.dumps(dict(step=i, entropy=2.5*.97**i)) + "\n" for i in range(200)))
+    assert main([str(log)]) == 0 and "# Diagnosis of x" in capsys.readouterr().out
+    assert main([str(log), "--fail-on", "critical"]) == 1 and "entropy collapse" in capsys.readouterr().err
+    assert main([str(DATA / "tiny_metrics.jsonl"), "--fail-on=warning"]) == 0
+    assert main([str(log), "--output", str(tmp_path / "r.md")]) == 0 and (tmp_path / "r.png").exists()
+    assert main([str(log), str(log), "--compare", "true"]) == 0
+    for bad in ([], [str(log), "--compare", "true"], [str(log), "--format", "word"], [str(log), "--fail-on", "bad"],
+                [str(log), "--temperature", "nan"], [str(log), "--colour", "red"]):
+        assert main(bad) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+def test_the_command_runs_as_a_module(tmp_path):
+    command = [sys.executable, "-m", "grpo_chess.doctor", str(DATA / "scratch_metrics.jsonl")]
+    done = subprocess.run(command, env=os.environ | dict(PYTHONPATH=str(TOP)), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "No alarm." in done.stdout and not done.stderr
+
+def test_rows_of_the_default_run_keep_their_names():
+    rows = read_metrics(DATA / "tiny_metrics.jsonl")
+    assert as_history(rows).unknown == []
