@@ -1,5 +1,7 @@
 "Engines that are not Stockfish, as opponents; .ci/setup opponents installs them."
+import os
 import shutil
+import time
 
 import chess
 import pytest
@@ -51,3 +53,21 @@ def test_errors_are_seeded_and_as_frequent_as_asked():
     assert moves == erring_player(first, .3, seed=5)(boards, games, 3) != other
     assert .24 < sum(m != first(boards[:1], [0], 3)[0] for m in moves)/2000 < .34
     assert erring_player(first, 1., 5)(boards, games, 3) == random_player(5)(boards, games, 3)
+
+
+def test_an_engine_behind_a_script_ends_with_its_player(tmp_path):
+    script, note = tmp_path/"engine", tmp_path/"pid"
+    script.write_text(f"#!/bin/sh\n{find_engine()} & echo $! > {note}\nwait\n")
+    script.chmod(0o755)
+    with pytest.raises(EngineError): OtherEngine(str(script), depth=1)      # a job in the background has no input
+    script.write_text(f"#!/bin/sh\n{find_engine()}\n")
+    engine = OtherEngine(str(script), depth=1)
+    assert engine([chess.Board()], [0], 0)[0] in chess.Board().legal_moves
+    group = engine.engine.transport.get_pid()
+    assert os.getpgid(group) == group
+    engine.close()
+    for _ in range(100):
+        try: os.killpg(group, 0)
+        except ProcessLookupError: return
+        time.sleep(.05)
+    raise AssertionError("something of the group still runs")
