@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import signal
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -177,6 +180,11 @@ def weak_engine_player(
 # %% ../nbs/08_players.ipynb #0pponents0
 _WISHES = {"Threads": 1, "OwnBook": False, "Skill Level": None}       # where an engine has such an option
 
+def _end_group(pid:int)->None:
+    "End an engine and what it started: some are scripts, and the program behind them would run for ever."
+    try: os.killpg(pid, signal.SIGKILL)
+    except OSError: pass
+
 class OtherEngine:
     "A player that is any UCI engine: one process, one position at a time, each as if it were a new game."
     def __init__(self,
@@ -189,7 +197,8 @@ class OtherEngine:
         given = [x for x in (depth, nodes, ms) if x is not None]
         if len(given) != 1 or given[0] < 1: raise ArenaError(f"{path} needs one limit: depth, nodes or ms")
         self.path, self.limit = path, chess.engine.Limit(depth=depth, nodes=nodes, time=ms and ms/1000)
-        self.engine = chess.engine.SimpleEngine.popen_uci(find_engine(path), env=surroundings())
+        self.engine = chess.engine.SimpleEngine.popen_uci(find_engine(path), env=surroundings(), start_new_session=True)
+        self.halt = weakref.finalize(self, _end_group, self.engine.transport.get_pid())
         if skill is not None and "Skill Level" not in self.engine.options:
             raise ArenaError(f"{path} has no option `Skill Level`")
         wishes = _WISHES | {"Skill Level": skill}
@@ -208,7 +217,9 @@ class OtherEngine:
         if found is None: raise EngineError(f"{self.path} gave no move in {board.fen()}")
         return found
 
-    def close(self)->None: self.engine.quit()
+    def close(self)->None:
+        self.engine.close()
+        self.halt()
 
 # %% ../nbs/08_players.ipynb #0pponents2
 def erring_player(
