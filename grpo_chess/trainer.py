@@ -331,7 +331,7 @@ class Budget:
         return budget_of({name: sum_of_all(self.fabric, grad) for name, grad in grads.items()})
 
 # %% ../nbs/07_trainer.ipynb #922b1aa8
-TERMS = ("policy", "kl", "entropy", "total", "kl_exact")
+TERMS = ("policy", "kl", "entropy", "total", "kl_exact", "entropy_gap")
 
 class Gradients(Actor):
     "The gradient of the loss on some boards, and whether it may be used."
@@ -348,8 +348,9 @@ class Gradients(Actor):
         weight = weight.view(len(own), *ro.train.shape[1:])/max(total, 1)
         policy, reference = self.policy(self.model, loss=True), None
         if self.reference is not None: reference = Policy(InPrecision(self.reference, self.fabric), policy.temperature)
-        forward, sums = forward_all if batch.all_moves else forward_sampled, torch.zeros(5, dtype=torch.float64)
+        forward, sums = forward_all if batch.all_moves else forward_sampled, torch.zeros(len(TERMS), dtype=torch.float64)
         positions = [int(ro.node[b, :, :-1][ro.train[b]].unique().numel()) for b in own.tolist()]
+        old_entropy = MoveDist(ro.logp).entropy()
         for rows in micro_batches(positions, self.tcfg.micro_batch):
             part = own[rows]
             plies = forward(policy, reference, batch, part, weight[rows].flatten(0, 1))
@@ -358,6 +359,9 @@ class Gradients(Actor):
             if budget: budget.add(weighted_terms(terms, self.loss))
             self.fabric.backward(terms["total"])
             terms["kl_exact"] = torch.where(plies.mask, plies.kl_old.detach()*plies.weight, 0.).sum()
+            before = old_entropy[ro.node[part, :, :-1].clamp_min(0)].flatten(0, 1).to(plies.entropy.device)
+            gap = plies.entropy.detach() - before.view(before.shape + (1,)*(plies.entropy.ndim - 2))
+            terms["entropy_gap"] = torch.where(plies.mask, gap*plies.weight, 0.).sum()
             sums += torch.tensor([terms[name].item() for name in TERMS], dtype=torch.float64)
             seen = torch.where(plies.mask, plies.logp_new.detach(), 0.).unflatten(0, (len(part), -1))
             logp_new[part] = F.pad(seen, (0, logp_new.shape[-1] - seen.shape[-1]))
@@ -419,7 +423,8 @@ class Learner(Gradients):
             self.check_finite(terms["total"], norm)
             rows.append(dict(
                 loss=terms["total"], ppo_loss=terms["policy"], kl_term=loss.kl_coef*terms["kl"],
-                entropy_term=-loss.entropy_coef*terms["entropy"], kl_exact=terms["kl_exact"], grad_norm=norm))
+                entropy_term=-loss.entropy_coef*terms["entropy"], kl_exact=terms["kl_exact"],
+                entropy_gap=terms["entropy_gap"], grad_norm=norm))
             rows[-1] |= ratio_stats(self.of_all(logp_new)[boards], old[boards], adv[boards], mask[boards], self.lcfg,
                                     share[boards])
             if stopped := self.too_far(rows[-1]):
@@ -430,7 +435,8 @@ class Learner(Gradients):
                 raise NotFinite(f"step {self.done}: the update made the weights infinite or NaN")
         mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         measured = budget.measured() if budget else dict.fromkeys(budget_of({}), math.nan)
-        return mean | measured | dict(ratio_error=rows[0]["max_log_ratio"], updates=len(rows) - stopped)
+        return mean | measured | dict(ratio_error=rows[0]["max_log_ratio"], entropy_gap=rows[0]["entropy_gap"],
+                                      updates=len(rows) - stopped)
 
 # %% ../nbs/07_trainer.ipynb #79c49fb1
 @torch.no_grad()
