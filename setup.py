@@ -4,24 +4,49 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+TOP = Path(__file__).parent
 cfg = ConfigParser(delimiters=["="])
-cfg.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
-cfg = cfg["DEFAULT"]
-readme = Path(__file__).parent / "README.md"
+cfg.read(TOP / "settings.ini", encoding="utf-8")
+values = cfg["DEFAULT"]
+
+
+def words(key):
+    "A value of settings.ini as a list."
+    return values.get(key, "").split()
+
+
+def text(name):
+    "A file of the top folder; empty where there is none, as in an editable install of a part."
+    return (TOP / name).read_text(encoding="utf-8") if (TOP / name).exists() else ""
+
+
+extras = {name: words(f"{name}_requirements") for name in ("wandb", "notebooks", "docs")}
+extras["dev"] = words("dev_requirements") + [package for needed in extras.values() for package in needed]
 
 setup(
-    name=cfg["lib_name"],
-    version=cfg["version"],
-    description=cfg["description"],
-    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    name=values["lib_name"],
+    version=values["version"],
+    description=values["description"],
+    long_description=text("README.md"),
     long_description_content_type="text/markdown",
     license="GPL-3.0-or-later",
-    author=cfg["author"],
-    keywords=cfg["keywords"],
-    python_requires=f">={cfg['min_python']}",
+    license_files=["LICENSE"],
+    author=values["author"],
+    keywords=values["keywords"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Topic :: Games/Entertainment :: Board Games",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+        *(f"Programming Language :: Python :: {version}" for version in ("3", "3.11", "3.12", "3.13")),
+    ],
+    python_requires=f">={values['min_python']}",
     packages=find_packages(include=["grpo_chess", "grpo_chess.*"]),
-    package_data={"grpo_chess": ["configs/*.yaml", "weights/*.safetensors", "weights/*.md"]},
-    install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    package_data={"grpo_chess": ["py.typed", "configs/*.yaml", "weights/*.safetensors", "weights/*.md", "web/*"]},
+    install_requires=words("requirements"),
+    extras_require=extras,
+    entry_points={"console_scripts": words("console_scripts")},
     zip_safe=False,
 )

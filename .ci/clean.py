@@ -13,7 +13,7 @@ from PIL import Image
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
-FOLDED = ("#| hide", "#| default_exp", "#| echo: false", "# Solution", "# Check")  # how a folded cell begins
+FOLDED = ("#| hide", "#| default_exp", "#| echo: false", "# Solution", "# Check", "# Colab")  # how a folded cell begins
 
 
 def joined(outputs):

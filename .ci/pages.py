@@ -21,10 +21,11 @@ def lines_of(cell):
 
 def measure(path):
     "Cells, words, code lines that are not folded, pictures, longest cell and minutes of a page."
-    cells = nbformat.read(path, 4).cells
+    cells = [c for c in nbformat.read(path, 4).cells if "colab" not in c.metadata.get("tags", [])]  # for a machine
     code = [c for c in cells if c.cell_type == "code"]
     seen = [c for c in code if not c.metadata.get("jupyter", {}).get(FOLDED)]
-    words = sum(len(c.source.split()) for c in cells if c.cell_type == "markdown")
+    text = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    words = len([w for line in text.splitlines() if "colab-badge" not in line for w in line.split()])
     lines = sum(len(lines_of(c)) for c in seen)
     pictures = sum("image/png" in o.get("data", {}) for c in code for o in c.outputs)
     return dict(

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 # choice (benchmarks/threads.py measures it). libgomp reads it when torch is loaded, hence here, before any other import.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-_DOOR = dict(preset="config", presets="config", run="train", load="front", match="front")     # name -> module
+_DOOR = dict(preset="config", presets="config", run="train", load="front", match="front", play_board="widget",
+             view_group="widget")       # name -> module
 
 if TYPE_CHECKING:
     from .config import preset, presets
     from .front import load, match
     from .train import run
+    from .widget import play_board, view_group
 
-__all__ = ["load", "match", "preset", "presets", "run"]
+__all__ = ["load", "match", "play_board", "preset", "presets", "run", "view_group"]
 
 def __getattr__(name:str)->Any:
     "A name of the front door, from its module, which is loaded when it is first used."

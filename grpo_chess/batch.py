@@ -6,7 +6,7 @@
 __all__ = ['PRECISIONS', 'MAX_LEGAL', 'cpu_has_bf16', 'choose_precision', 'make_fabric', 'InPrecision', 'gather_boards',
            'sum_of_all', 'mean_of_all', 'sum_gradients', 'Batch', 'reward_stats', 'judge_rollout', 'mean_over_visits',
            'all_move_advantage', 'judge_moves', 'all_move_stats', 'Seen', 'look', 'forward_sampled', 'forward_all',
-           'micro_batches']
+           'micro_batches', 'board_parts', 'clip', 'drop_update', 'moved_kl', 'measure']
 
 # %% ../nbs/07_batch.ipynb #411a8882
 import logging
@@ -15,6 +15,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from .loss import LossConfig, Plies, group_advantage, no_spread_share, returns
 from .model import MoveDist, Policy
 from .reward import Judge, best_value, move_values, step_rewards
-from .sampler import Rollout, within_spread
+from .sampler import Rollout, action_agreement, agreement_stats, policy_diversity, within_spread
 
 # %% ../nbs/07_batch.ipynb #85349818
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -115,6 +116,7 @@ class Batch:
     adv: Tensor                     # the same shape, on the device
     logp_old: Tensor                # the same shape, on the device
     stats: dict[str, float]         # of the boards of all processes
+    table: Tensor|None = None       # [M, L] advantage of every legal move of the rollout's positions, for all moves
 
     @property
     def all_moves(self)->bool:
@@ -192,8 +194,8 @@ def judge_moves(
     def by_ply(x):                                     # [B/W, G, T, L], as wide in every process
         return F.pad(x, (0, MAX_LEGAL - x.shape[-1]))[node]
     mask = ro.train[..., None] & by_ply(old.legal)
-    share, adv, logp = (torch.where(mask, by_ply(x), 0.) for x in (pi, adv, old.finite))
-    return Batch(ro, mask, share, adv.to(fabric.device), logp.to(fabric.device), stats)
+    share, by_move, logp = (torch.where(mask, by_ply(x), 0.) for x in (pi, adv, old.finite))
+    return Batch(ro, mask, share, by_move.to(fabric.device), logp.to(fabric.device), stats, adv)
 
 def all_move_stats(
     fabric:Fabric,
@@ -292,3 +294,57 @@ def micro_batches(
             total = 0
         total += size
     return [slice(a, b) for a, b in zip(cuts, [*cuts[1:], len(sizes)]) if b > a]
+
+# %% ../nbs/07_batch.ipynb #db427601
+def board_parts(
+    boards:int,       # in a step
+    epochs:int,
+    minibatches:int,
+    seed:int,
+    step:int,
+)->list[list[int]]:   # the boards of each update
+    "Every epoch goes over all boards, in a new order."
+    orders = [np.random.default_rng([seed, step, epoch, 3]).permutation(boards) for epoch in range(epochs)]
+    return [part.tolist() for order in orders for part in np.array_split(order, minibatches)]
+
+def clip(
+    fabric:Fabric,
+    model:nn.Module,
+    optimizer:Any,
+    limit:float,      # largest norm; 0: none
+)->float:             # norm before
+    "Shorten the gradient. A norm that is infinite or NaN is returned, and left to the caller."
+    found = fabric.clip_gradients(model, optimizer, max_norm=limit or math.inf, error_if_nonfinite=False)
+    return math.nan if found is None else float(found)
+
+def drop_update(
+    fabric:Fabric,
+)->None:
+    "Leave gradients unused. A float16 scaler has unscaled them for the clipping, and has to be told that this is over."
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    if scaler is not None: scaler.update()
+
+# %% ../nbs/07_batch.ipynb #79c49fb1
+@torch.no_grad()
+def moved_kl(
+    fabric:Fabric,
+    policy:Policy,    # after the step
+    ro:Rollout,
+    most:int=256,     # positions, about; spread evenly over the games
+)->float:             # nats
+    "Exact KL(behaviour policy || policy after the step), a mean over positions."
+    rows = ro.node[..., :-1][ro.train].unique()
+    rows = rows[::max(1, len(rows)*fabric.world_size//most)]
+    now = policy.dist(ro.tokens[rows].to(fabric.device), ro.legal[rows].to(fabric.device))
+    return mean_of_all(fabric, MoveDist(ro.logp[rows].to(fabric.device)).kl(now).cpu())
+
+def measure(
+    fabric:Fabric,
+    policy:Policy,    # after the step
+    ro:Rollout,
+)->dict[str, float]:
+    "Entropy of the behaviour policy, agreement and diversity of its groups, and how far the step has moved from it."
+    entropy = mean_of_all(fabric, MoveDist(ro.logp).entropy()[ro.node[..., :-1][ro.train]])
+    group = agreement_stats(ro) | dict(agreement_mean=mean_of_all(fabric, action_agreement(ro))) | policy_diversity(ro)
+    if ro.slot.shape[1] == 1: group = dict.fromkeys([*group, "reward_spread"], math.nan)      # nobody to agree with
+    return dict(entropy=entropy, effective_moves=math.exp(entropy)) | group | dict(kl_step=moved_kl(fabric, policy, ro))

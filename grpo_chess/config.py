@@ -86,7 +86,7 @@ class RunConfig:
         name: folder of the run inside of `out`; empty makes one from the preset and the time
         out: folder of all runs
         seed: of everything that is random
-        init: weights to start from: a .safetensors file, or tiny for those of the package; empty starts from scratch
+        init: weights to start from: a .safetensors file, or tiny or imitator of the package; empty: from scratch
         minutes: stop after the step that passes this time, its schedules at their ends, and report; 0 means no limit
         accelerator: auto, cpu or cuda
         track: none, or wandb (which works offline without a login)

@@ -6,7 +6,7 @@
 __all__ = ['MOST', 'IGNORED', 'NAMES', 'VERL_LINE', 'resolve', 'value_of', 'as_history', 'text_of', 'parse_json', 'read_jsonl',
            'flatten_once', 'read_json', 'read_csv', 'read_console', 'read_config', 'find_log', 'read_history']
 
-# %% ../nbs/10_histories.ipynb #b805572e
+# %% ../nbs/10_histories.ipynb #a59ecc76
 import csv
 import json
 import re
@@ -21,7 +21,7 @@ from .settings import PlainLoader, flatten, one_line
 from .tracking import SERVICE, HistoryError
 from .tracking import read_history as read_tracked
 
-# %% ../nbs/10_histories.ipynb #cd7d7d66
+# %% ../nbs/10_histories.ipynb #8a5c427e
 MOST = 300_000_000       # bytes of a log: more is not read into memory
 IGNORED = re.compile(r"(^|/)(_.*|epoch|total_flos|.*runtime.*|.*timestamp.*|num_(input_)?tokens.*|wall_time)$")
 

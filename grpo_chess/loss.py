@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .improved import AimConfig, improved_terms
+
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'ALL_NEEDS', 'masked_mean', 'group_advantage', 'reward_to_go', 'returns', 'no_spread_share',
            'clipped_surrogate', 'shares', 'clip_fractions', 'effective_sample_size', 'kl_estimate', 'ply_weights',
@@ -179,11 +181,11 @@ class Plies:
 # %% ../nbs/03_loss.ipynb #choices
 CHOICES = dict(
     moves=("sampled", "all"), returns=("step", "to_go", "trajectory"), baseline=("mean", "loo"),
-    scale=("none", "std", "rms"), ratio=("ply", "trajectory"), surrogate=("ppo", "cispo"),
+    scale=("none", "std", "rms"), ratio=("ply", "trajectory"), surrogate=("ppo", "cispo", "improved"),
     aggregate=("ply", "trajectory", "constant"), kl=("k1", "k2", "k3", "exact"), kl_to=("old", "reference"),
     entropy=("exact", "sampled"))
 RANGES = [("discount", 0, 1), ("epsilon_low", 0, 1), ("epsilon_high", 0, 100), ("delta", 0, 1000),
-          ("kl_coef", 0, 1000), ("entropy_coef", -1000, 1000)]
+          ("kl_coef", 0, 1000), ("tau", 1e-4, 1000), ("prior", 0, 1), ("entropy_coef", -1000, 1000)]
 ALL_NEEDS = dict(returns="step", baseline="mean", ratio="ply", aggregate="ply")      # for moves = all
 
 def refuse_bad_values(cfg:LossConfig)->None:
@@ -204,7 +206,7 @@ def refuse_bad_values(cfg:LossConfig)->None:
 
 # %% ../nbs/03_loss.ipynb #2162bd51
 @dataclass
-class LossConfig:
+class LossConfig(AimConfig):
     """The objective.
 
     Args:
@@ -214,7 +216,7 @@ class LossConfig:
         baseline: what it is compared with: mean of the group, or loo (mean of the others)
         scale: what the advantage is divided by: none, std (of the group), or rms (of the batch)
         ratio: probability ratio of each ply, or of the whole trajectory (GSPO)
-        surrogate: ppo (clipped), or cispo (clipped weight, every gradient kept)
+        surrogate: ppo (clipped), cispo (clipped weight, every gradient kept), or improved (towards a better policy)
         epsilon_low: the ratio is clipped below 1 - epsilon_low
         epsilon_high: the ratio is clipped above 1 + epsilon_high
         delta: ceiling of the ratio where the advantage is negative; 0 means none
@@ -256,12 +258,16 @@ def loss_terms(
     ratio, adv = log_ratio.exp(), keep(x.adv)
     if cfg.surrogate == "cispo": policy = cispo_surrogate(ratio, keep(x.logp_new), adv, cfg.epsilon_high)
     else: policy = clipped_surrogate(ratio, adv, cfg.epsilon_low, cfg.epsilon_high, cfg.delta or None)
+    if cfg.surrogate == "improved":
+        policy = improved_terms(keep(x.logp_new), keep(x.logp_old), adv, x.mask, keep(x.weight), cfg.tau, cfg.prior,
+                                cfg.moves == "all")
     # samples come from the old policy: right for KL(old || new); for KL(new || reference) only while the two are close
     p, q, exact = (x.logp_new, x.logp_ref, x.kl_ref) if cfg.kl_to == "reference" else (x.logp_old, x.logp_new, x.kl_old)
     kl = exact if cfg.kl == "exact" else None if q is None else kl_estimate(keep(p), keep(q), cfg.kl)
     if kl is None: raise ValueError("loss.kl_to = reference needs the reference's log-probabilities and KL in Plies")
     entropy = x.entropy if cfg.entropy == "exact" else -x.logp_new
-    terms = dict(policy=add_up(policy), kl=add_up(kl), entropy=add_up(entropy))
+    policy = policy if cfg.surrogate == "improved" else add_up(policy)
+    terms = dict(policy=policy, kl=add_up(kl), entropy=add_up(entropy))
     return terms | dict(total=terms["policy"] + cfg.kl_coef*terms["kl"] - cfg.entropy_coef*terms["entropy"])
 
 # %% ../nbs/03_loss.ipynb #ratiostats
@@ -278,7 +284,7 @@ def ratio_stats(
     ratio, w = log_ratio.exp(), shares(mask, weight)
     clipped = trajectory_log_ratio(log_ratio, mask).exp() if cfg.ratio == "trajectory" else ratio
     stats = clip_fractions(clipped, adv, mask, cfg.epsilon_low, cfg.epsilon_high, cfg.delta or None, weight)
-    if cfg.surrogate == "cispo":       # it weighs, and loses no gradient
+    if cfg.surrogate != "ppo":         # they weigh, and lose no gradient
         stats |= dict.fromkeys(("clip_binding", "clip_binding_low", "clip_binding_high"), 0.)
     stats["mean_ratio"] = (w*ratio).sum().item()
     stats["ess"] = effective_sample_size(ratio, mask, weight)

@@ -167,7 +167,7 @@ CASES |= {
         "Values that come back by themselves within a few steps."),
 }
 
-# %% ../nbs/07_machinery.ipynb #53fbb83b
+# %% ../nbs/07_machinery.ipynb #ba76373a
 CASES |= {
     "not_a_number": Case("NaN or infinity", "An overflow in half precision, a division by a spread of 0, or a "
     "logarithm "
@@ -208,7 +208,7 @@ def lr_too_high(history:History)->Finding|None:
                    f"policy by a KL of {np.median(moved):.2f} nats.", (int(steps[0]), int(steps[-1])),
                    dict(kl=float(np.median(moved))), (name, "entropy"))
 
-# %% ../nbs/07_machinery.ipynb #5204994f
+# %% ../nbs/07_machinery.ipynb #367da11d
 @check()
 def not_a_number(history:History)->Finding|None:
     "Any column that was a number and is none any more, or is infinite."
@@ -263,7 +263,7 @@ CASES |= {
         "workers.", "The same step as fast after a restart with the same weights on an idle machine."),
 }
 
-# %% ../nbs/07_machinery.ipynb #933f1955
+# %% ../nbs/07_machinery.ipynb #af73e22c
 @check("clip_region|clip_binding")
 def clip_fraction(history:History)->Finding|None:
     "More than a limit (guard.clip_limit, or 0.3) is clipped in the last part of a run that began well."

@@ -21,7 +21,7 @@ from .board import ACTION_FROM, ACTION_PROMO, ACTION_TO
 # %% auto #0
 __all__ = ['MODELS', 'CACHED', 'WEIGHTS', 'ModelConfig', 'Block', 'MoveHead', 'ChessTransformer', 'n_params', 'MoveDist',
            'NoLegalMove', 'Policy', 'describe', 'freeze', 'WeightsError', 'refuse_infinite', 'save_model', 'load_model',
-           'pretrained', 'forward_flops']
+           'shipped', 'pretrained', 'forward_flops']
 
 # %% ../nbs/01_model.ipynb #0577c453
 @dataclass
@@ -308,14 +308,17 @@ def load_model(
 # %% ../nbs/01_model.ipynb #42a1e70b
 WEIGHTS = Path(globals().get("__file__", "../grpo_chess/model.py")).parent/"weights"
 
+def shipped()->list[str]:
+    "Names of the weights that come with the package."
+    return sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))
+
 def pretrained(
     name:str="tiny",             # a preset whose weights are shipped
     cfg:ModelConfig|None=None,   # shape that is wanted; None takes the file's
 )->ChessTransformer:             # in eval mode, float32, on the CPU
     "Weights that come with the package; WeightsError lists those there are."
-    path = WEIGHTS/f"{name}.safetensors"
-    if path.exists(): return load_model(path, cfg)
-    there = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))) or "none"
+    if name in shipped(): return load_model(WEIGHTS/f"{name}.safetensors", cfg)
+    there = ", ".join(shipped()) or "none"
     raise WeightsError(f"no weights named {name!r} come with the package; there are: {there}")
 
 # %% ../nbs/01_model.ipynb #5ad18432

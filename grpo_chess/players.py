@@ -6,25 +6,31 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import signal
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import chess
+import chess.engine
 import numpy as np
 import torch
 
 from .board import PositionError, action_to_move, encode, legal_actions, position_key, terminal
-from .engine import DEPTH, MATE, EnginePool, is_mate, move_scores
-from .model import MODELS, ChessTransformer, Policy, load_model, pretrained
+from .engine import DEPTH, MATE, EngineError, EnginePool, find_engine, is_mate, move_scores
+from .model import MODELS, ChessTransformer, Policy, load_model, pretrained, shipped
 from .positions import read_positions
+from .uci import surroundings
 
 class ArenaError(RuntimeError): "A player, a judge or a file did not do its part; one line says which."
 
 # %% auto #0
 __all__ = ['Player', 'UNITS', 'PAWN', 'RESULTS', 'KINDS', 'ArenaError', 'draws', 'random_player', 'policy_player', 'game_text',
            'Overlapped', 'engine_player', 'engine_units', 'skill_pick', 'best_scores', 'weak_engine_player',
-           'random_openings', 'read_openings', 'file_openings', 'read_name', 'needs_engine', 'load_player_model']
+           'OtherEngine', 'erring_player', 'random_openings', 'read_openings', 'file_openings', 'read_name',
+           'needs_engine', 'load_player_model']
 
 # %% ../nbs/08_players.ipynb #6706408a
 Player = Callable[[list[chess.Board], list[int], int], list[chess.Move]]   # boards, game numbers, ply -> moves
@@ -171,6 +177,68 @@ def weak_engine_player(
         return lambda: [chess.Move.from_uci(skill_pick(s, level, r)) for s, r in zip(pool.wait(future), u)]
     return Overlapped(begin)
 
+# %% ../nbs/08_players.ipynb #0pponents0
+_WISHES = {"Threads": 1, "OwnBook": False, "Skill Level": None}       # where an engine has such an option
+
+def _end_group(pid:int)->None:
+    "End an engine and what it started: some are scripts, and the program behind them would run for ever."
+    try: os.killpg(pid, signal.SIGKILL)
+    except OSError: pass
+
+class OtherEngine:
+    "A player that is any UCI engine: one process, one position at a time, each as if it were a new game."
+    def __init__(self,
+        path:str,               # a file, or a command
+        depth:int|None=None,    # one of these limits
+        nodes:int|None=None,
+        ms:int|None=None,
+        skill:int|None=None,    # its option `Skill Level`
+    ):
+        given = [x for x in (depth, nodes, ms) if x is not None]
+        if len(given) != 1 or given[0] < 1: raise ArenaError(f"{path} needs one limit: depth, nodes or ms")
+        self.path, self.limit = path, chess.engine.Limit(depth=depth, nodes=nodes, time=ms and ms/1000)
+        self.engine = chess.engine.SimpleEngine.popen_uci(find_engine(path), env=surroundings(), start_new_session=True)
+        self.halt = weakref.finalize(self, _end_group, self.engine.transport.get_pid())
+        if skill is not None and "Skill Level" not in self.engine.options:
+            raise ArenaError(f"{path} has no option `Skill Level`")
+        wishes = _WISHES | {"Skill Level": skill}
+        try: self.engine.configure({k: v for k, v in wishes.items() if v is not None and k in self.engine.options})
+        except chess.engine.EngineError as e: raise ArenaError(f"{path}: {e}") from None
+
+    def __call__(self, boards:list[chess.Board], games:list[int], ply:int)->list[chess.Move]:
+        "Its moves; EngineError if it dies or plays none."
+        return [self.move(board) for board in boards]
+
+    def move(self, board:chess.Board)->chess.Move:
+        "Its move in one position, with the moves since the last irreversible one."
+        short = board.copy(stack=min(board.halfmove_clock, len(board.move_stack)))
+        try: found = self.engine.play(short, self.limit, game=object()).move
+        except chess.engine.EngineError as e: raise EngineError(f"{self.path}: {e}") from None
+        if found is None: raise EngineError(f"{self.path} gave no move in {board.fen()}")
+        return found
+
+    def close(self)->None:
+        self.engine.close()
+        self.halt()
+
+# %% ../nbs/08_players.ipynb #0pponents2
+def erring_player(
+    player:Player,
+    share:float,      # of its moves, replaced by random legal ones
+    seed:int=0,       # of which moves, and by what
+)->Overlapped:
+    "A player that sometimes does not think."
+    if not 0 <= share <= 1: raise ArenaError(f"errs = {share} is a share: it must be between 0 and 1")
+    blunder, begin = random_player(seed), getattr(player, "begin", None)
+    def ask(boards, games, ply):
+        errs = draws(seed, games, ply, salt=7) < share
+        waiting = begin(boards, games, ply) if begin else lambda: player(boards, games, ply)
+        def moves():
+            instead = blunder(boards, games, ply)
+            return [other if err else move for move, other, err in zip(waiting(), instead, errs)]
+        return moves
+    return Overlapped(ask)
+
 # %% ../nbs/08_players.ipynb #4513945a
 def random_openings(
     n:int,
@@ -247,8 +315,10 @@ def file_openings(
 
 # %% ../nbs/08_players.ipynb #1d1928ce
 _WEIGHTS = dict(temperature=float, seed=int, preset=str)
-KINDS:dict[str, dict] = dict(random=dict(seed=int), untrained=_WEIGHTS, weak=dict(level=int, seed=int),
-                             stockfish=dict(skill=int, depth=int, nodes=int, ms=int))
+KINDS:dict[str, dict] = dict(
+    random=dict(seed=int), untrained=_WEIGHTS, weak=dict(level=int, seed=int),
+    stockfish=dict(skill=int, depth=int, nodes=int, ms=int),
+    engine=dict(path=str, skill=int, depth=int, nodes=int, ms=int, errs=float, seed=int))
 
 def read_name(
     text:str,           # a player's name, like stockfish:skill=2,depth=3
@@ -269,7 +339,7 @@ def read_name(
         raise ArenaError(f"player {text!r}: a temperature is a number from 0")
     return name, settings
 
-def needs_engine(text:str)->bool: return read_name(text)[0] in ("weak", "stockfish")
+def needs_engine(text:str)->bool: return read_name(text)[0] in ("weak", "stockfish")    # the judge's own
 
 # %% ../nbs/08_players.ipynb #6589d097
 def load_player_model(
@@ -283,9 +353,9 @@ def load_player_model(
         torch.manual_seed(settings.get("seed", 0))
         return ChessTransformer(shape or (like.cfg if like else None)).eval()
     if name in KINDS: return None
-    if name in MODELS: return pretrained(name, shape)
+    if name in (*MODELS, *shipped()): return pretrained(name, shape)
     path = Path(name)/"model.safetensors" if Path(name).is_dir() else Path(name)
     if path.suffix != ".safetensors":
         raise ArenaError(f"there is no player {name!r}: name a .safetensors file or a run's folder, "
-                         f"weights of the package ({', '.join(MODELS)}), or {', '.join(KINDS)}")
+                         f"weights of the package ({', '.join(shipped())}), or {', '.join(KINDS)}")
     return load_model(path, shape)

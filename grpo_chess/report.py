@@ -18,6 +18,7 @@ from .config import Config, MatchConfig
 from .engine import EnginePool
 from .matches import MatchResult, play_match
 from .model import Policy
+from .page import report_page
 from .panel import draw_panel
 from .players import policy_player, random_openings
 from .settings import write_whole
@@ -125,9 +126,10 @@ def write_report(
     rows:list[dict],
     matches:Mapping[str, MatchResult]|None=None,
 )->None:
-    "report.md, report.png and the games of a run."
+    "report.md, report.html, report.png and the games of a run."
     write_whole(folder/"report.md", text)
     for title, match in (matches or {}).items(): write_whole(folder/"games"/f"{title.split()[0]}.pgn", match.pgn())
+    write_whole(folder/"report.html", report_page(folder.name, text, rows, matches))
     if not rows: return
     if "matplotlib.pyplot" not in sys.modules and "MPLBACKEND" not in os.environ:
         import matplotlib

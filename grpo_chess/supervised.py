@@ -24,7 +24,7 @@ from .arena import write_text
 from .batch import PRECISIONS, InPrecision, make_fabric
 from .checkpoint import CheckpointError, checkpoints, flush, move_aside
 from .labels import Labels, at_least, bar, held_out, make_folder, read_manifest, short
-from .model import (MODELS, ChessTransformer, Policy, WeightsError, load_model, n_params, pretrained,
+from .model import (MODELS, ChessTransformer, Policy, WeightsError, load_model, n_params, pretrained, shipped,
                               save_model)
 from .panel import read_metrics
 from .settings import ConfigError, Stopped, StopRequest
@@ -78,7 +78,7 @@ class TrainConfig(FitConfig):
         labels: folder of labels
         out: file of weights to write, *.safetensors; what the run needs to go on lies in a folder beside it
         model: preset: tiny, record or base
-        init: weights to start from: a .safetensors file, or tiny for those of the package; empty: from scratch
+        init: weights to start from: a .safetensors file, or tiny or imitator of the package; empty: from scratch
         minutes: time to train, over all resumptions; 0 means by steps
         steps: batches to train, when minutes is 0
         seed: of weights, order and mirroring
@@ -177,7 +177,7 @@ def first_model(cfg:TrainConfig)->ChessTransformer:
     torch.manual_seed(cfg.seed)
     shape = MODELS[cfg.model]
     if not cfg.init: return ChessTransformer(shape)
-    if cfg.init in MODELS and not Path(cfg.init).exists(): return pretrained(cfg.init, shape)
+    if cfg.init in (*MODELS, *shipped()) and not Path(cfg.init).exists(): return pretrained(cfg.init, shape)
     return load_model(cfg.init, shape)
 
 def one_process(cfg:TrainConfig)->Fabric:

@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
-from tqdm import tqdm
 
 # %% auto #0
 __all__ = ['USER_ERRORS', 'RunError', 'GuardStop', 'Own', 'needs_engine', 'engine_share', 'untrained', 'initial_model',
@@ -43,9 +42,11 @@ from .checkpoint import (
     CheckpointError, checkpoints, load_checkpoint, read_weights, save_checkpoint, save_weights)
 from .config import Config, ConfigError, from_values, parse, read_settings, write_settings
 from .engine import EngineConfig, EngineError, EnginePool, engine_name, usable_cores
+from .live import LivePanel, TimeBar, in_notebook
 from .matches import MatchResult
-from .model import (
-    MODELS, ChessTransformer, NoLegalMove, Policy, WeightsError, load_model, n_params, pretrained)
+from grpo_chess.model import (
+    MODELS, ChessTransformer, NoLegalMove, Policy, WeightsError, load_model, n_params, pretrained,
+    shipped)
 from .own import Starts, Value, check_model, check_positions, check_reward
 from .panel import read_metrics
 from .players import ArenaError
@@ -98,8 +99,8 @@ def untrained(cfg:Config)->ChessTransformer:
 def initial_model(cfg:Config, own:nn.Module|None=None, resume:str="")->nn.Module:
     "The network that a run begins with: what it kept when it is resumed, its caller's, a file's, or a fresh one."
     if own is None and not resume and cfg.init:
-        shipped = cfg.init in MODELS and not Path(cfg.init).exists()
-        return pretrained(cfg.init, cfg.model) if shipped else load_model(cfg.init, cfg.model)
+        is_name = cfg.init in (*MODELS, *shipped()) and not Path(cfg.init).exists()
+        return pretrained(cfg.init, cfg.model) if is_name else load_model(cfg.init, cfg.model)
     model:nn.Module = untrained(cfg) if own is None else own
     if resume: model.load_state_dict(read_weights(model, Path(resume)/"start.safetensors"))
     return model.eval()
@@ -272,7 +273,8 @@ def train_loop(
     "Steps until the end, the time limit, a signal or a guard's abort."
     steps, minutes, begun = cfg.trainer.steps, cfg.minutes, started - trainer.elapsed
     limit, ends = begun + 60*minutes if minutes else math.inf, ends_before(time.monotonic(), log.rows)
-    bar = tqdm(total=steps, initial=trainer.done, unit="step", disable=quiet or not folder, dynamic_ncols=True)
+    bar = TimeBar(steps, trainer.done, begun, limit, disable=quiet or not folder)
+    panel = LivePanel(folder.name if folder else "", in_notebook() and folder is not None and not quiet)
     late, left = agree(fabric, trainer.elapsed > 60*minutes > 0, -steps_left(ends, limit))
     told = 0.
     with StopRequest() as stop, bar:
@@ -286,6 +288,7 @@ def train_loop(
             trainer.elapsed = ends[-1] - begun
             told, late, left = agree(fabric, bool(stop), ends[-1] > limit, -steps_left(ends, limit))
             last = told or late or trainer.aborted or trainer.done == steps
+            panel.show(log.rows, bool(last))
             if folder and (last or trainer.done % cfg.trainer.checkpoint_every == 0):
                 log.checkpoint(save_checkpoint(trainer, folder/"checkpoint"), trainer, bool(last))
     return why_ended(trainer, cfg, folder, bool(told), bool(late))
@@ -307,7 +310,8 @@ class Outcome:
         return Policy(self.model, temperature)
 
     def _repr_markdown_(self)->str:
-        return self.text.replace("![panel](report.png)", f"The panel is in {self.folder}/report.png")
+        seen = f"The panel, and games to step through: {self.folder}/report.html"
+        return self.text.replace("![panel](report.png)", seen)
 
 # %% ../nbs/11_train.ipynb #f117001c
 @dataclass

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TERMS', 'UpdateConfig', 'TrainerConfig', 'AblateConfig', 'single_update', 'check_trainer', 'check_run', 'lr_factor',
            'entropy_at', 'stride', 'parameter_groups', 'move_average', 'Weights', 'Run', 'Actor', 'NotFinite', 'Budget',
-           'Gradients', 'board_parts', 'clip', 'drop_update', 'Learner', 'moved_kl', 'measure', 'Trainer']
+           'Gradients', 'Rehearsal', 'Learner', 'Trainer']
 
 # %% ../nbs/07_trainer.ipynb #4db49ad3
 import copy
@@ -23,14 +23,14 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from .batch import (
-    PRECISIONS, Batch, InPrecision, forward_all, forward_sampled, gather_boards, judge_moves, judge_rollout,
-    mean_of_all, micro_batches, sum_gradients, sum_of_all)
+    PRECISIONS, Batch, InPrecision, board_parts, clip, drop_update, forward_all, forward_sampled, gather_boards,
+    judge_moves, judge_rollout, measure, micro_batches, sum_gradients, sum_of_all)
 from .guards import Guard, GuardConfig, check_group, check_guard, collapse_action
 from .loss import LossConfig, budget_of, loss_terms, ply_weights, ratio_stats, term_gradients, weighted_terms
 from .model import ChessTransformer, MoveDist, Policy, freeze
+from .replay import Replay, forward_judged, judged_of
 from .reward import Judge
-from .sampler import (
-    Rollout, SamplerConfig, action_agreement, agreement_stats, policy_diversity, rollout, temperature_at)
+from .sampler import Rollout, SamplerConfig, rollout, temperature_at
 
 # %% ../nbs/07_trainer.ipynb #c21931bb
 @dataclass
@@ -44,6 +44,9 @@ class UpdateConfig:
         grad_clip: largest gradient norm; 0 means no clipping
         epochs: passes over the games of a step
         minibatches: updates in each pass, over disjoint sets of boards
+        replay: updates a step on positions of earlier steps besides, with loss.moves = all; 0 for none
+        replay_batch: positions of each of them
+        replay_window: positions that are kept for it
         micro_batch: positions in one backward pass at most: a hundred suit a CPU, thousands a GPU; changes nothing else
         freeze: transformer blocks that do not train, counted from the input; the embeddings go with them
     """
@@ -53,6 +56,9 @@ class UpdateConfig:
     grad_clip: float = 1.
     epochs: int = 1
     minibatches: int = 1
+    replay: int = 0
+    replay_batch: int = 256
+    replay_window: int = 20_000
     micro_batch: int = 128
     freeze: int = 0
 
@@ -108,16 +114,17 @@ def single_update(
 )->bool:
     "Is there one update a step, on games of the present policy? Then the loss never sees old and new policy differ."
     on_policy = trainer.sync_every == 1 and not ablate.loss_temperature and not ablate.dropout
-    return on_policy and trainer.epochs*trainer.minibatches == 1
+    return on_policy and trainer.epochs*trainer.minibatches == 1 and not trainer.replay
 
 # %% ../nbs/07_trainer.ipynb #c7139840
 def check_trainer(
     cfg:TrainerConfig,
 )->None:
     "ValueError names a setting that is out of its range."
-    for name in ("steps", "epochs", "minibatches", "micro_batch", "sync_every", "checkpoint_every", "keep"):
+    for name in ("steps", "epochs", "minibatches", "replay_batch", "replay_window", "micro_batch", "sync_every",
+                 "checkpoint_every", "keep"):
         if getattr(cfg, name) < 1: raise ValueError(f"trainer.{name} = {getattr(cfg, name)} must be at least 1")
-    for name in ("head_lr", "warmup", "weight_decay", "grad_clip", "freeze", "budget_every"):
+    for name in ("head_lr", "warmup", "weight_decay", "grad_clip", "freeze", "budget_every", "replay"):
         if getattr(cfg, name) < 0: raise ValueError(f"trainer.{name} = {getattr(cfg, name)} must not be negative")
     if not 0 <= cfg.ema < 1: raise ValueError(f"trainer.ema = {cfg.ema} must be at least 0 and below 1")
     if not 0 < cfg.lr < 10: raise ValueError(f"trainer.lr = {cfg.lr} must be above 0 and below 10")
@@ -140,6 +147,9 @@ def check_run(
         raise ValueError(f"trainer.minibatches = {minibatches} is more than sampler.boards = {boards}")
     check_guard(guard, loss, single_update(trainer, ablate), trainer.entropy_end)
     check_group(sampler.group, loss)
+    if trainer.replay and loss.moves != "all":
+        raise ValueError(f"trainer.replay = {trainer.replay} needs the values of all moves: loss.moves = all")
+    if trainer.replay and processes > 1: raise ValueError("trainer.replay works in one process")
 
 # %% ../nbs/07_trainer.ipynb #e64792c9
 def lr_factor(
@@ -256,13 +266,15 @@ class Run(Weights):
         self.elapsed = 0.                                     # seconds of training, kept for whoever limits them
         self.playable, self.aborted = True, ""                # do the weights give probabilities? why a guard ended it
         self.guard = Guard(self.gcfg, self.lcfg)
+        self.replay = Replay(self.tcfg.replay_window)
         self.rollback_state:dict|None = None
         self.games:Rollout|None = None                        # of the last step, to look at
 
     def state(self)->dict:
         "All that a run needs to go on: random numbers are functions of the seed and the step."
         return self.weights() | dict(done=self.done, schedule_place=self.schedule_place, elapsed=self.elapsed,
-                                     guard=self.guard.state(), good=self.rollback_state)
+                                     guard=self.guard.state(), good=self.rollback_state,
+                                     replay=self.replay.state())
 
     def load_state(self, state:dict)->None:
         "Go on from a state; schedules that a time limit had brought to their end go back to the number of steps."
@@ -272,6 +284,7 @@ class Run(Weights):
         self.schedule_place = place if place < self.tcfg.steps else float(self.done)
         self.rollback_state, self.aborted, self.playable = state.get("good"), "", True
         self.guard.load_state(state.get("guard", {}))
+        self.replay.load_state(state.get("replay", []))
 
 # %% ../nbs/07_trainer.ipynb #eb4cd296
 class Actor(Run):
@@ -331,7 +344,7 @@ class Budget:
         return budget_of({name: sum_of_all(self.fabric, grad) for name, grad in grads.items()})
 
 # %% ../nbs/07_trainer.ipynb #922b1aa8
-TERMS = ("policy", "kl", "entropy", "total", "kl_exact", "entropy_gap")
+TERMS = ("policy", "kl", "entropy", "total", "kl_exact")
 
 class Gradients(Actor):
     "The gradient of the loss on some boards, and whether it may be used."
@@ -348,7 +361,8 @@ class Gradients(Actor):
         weight = weight.view(len(own), *ro.train.shape[1:])/max(total, 1)
         policy, reference = self.policy(self.model, loss=True), None
         if self.reference is not None: reference = Policy(InPrecision(self.reference, self.fabric), policy.temperature)
-        forward, sums = forward_all if batch.all_moves else forward_sampled, torch.zeros(len(TERMS), dtype=torch.float64)
+        names = (*TERMS, "entropy_gap")
+        forward, sums = forward_all if batch.all_moves else forward_sampled, torch.zeros(6, dtype=torch.float64)
         positions = [int(ro.node[b, :, :-1][ro.train[b]].unique().numel()) for b in own.tolist()]
         old_entropy = MoveDist(ro.logp).entropy()
         for rows in micro_batches(positions, self.tcfg.micro_batch):
@@ -362,10 +376,10 @@ class Gradients(Actor):
             before = old_entropy[ro.node[part, :, :-1].clamp_min(0)].flatten(0, 1).to(plies.entropy.device)
             gap = plies.entropy.detach() - before.view(before.shape + (1,)*(plies.entropy.ndim - 2))
             terms["entropy_gap"] = torch.where(plies.mask, gap*plies.weight, 0.).sum()
-            sums += torch.tensor([terms[name].item() for name in TERMS], dtype=torch.float64)
+            sums += torch.tensor([terms[name].item() for name in names], dtype=torch.float64)
             seen = torch.where(plies.mask, plies.logp_new.detach(), 0.).unflatten(0, (len(part), -1))
             logp_new[part] = F.pad(seen, (0, logp_new.shape[-1] - seen.shape[-1]))
-        return dict(zip(TERMS, sum_of_all(self.fabric, sums).tolist())), logp_new
+        return dict(zip(names, sum_of_all(self.fabric, sums).tolist())), logp_new
 
     def check_finite(self, loss:float, norm:float, patience:int=20)->None:
         "NotFinite unless loss and gradient are numbers; a float16 scaler may skip some updates to find its scale."
@@ -374,37 +388,39 @@ class Gradients(Actor):
         if not math.isfinite(loss) or self.skipped > (patience if scaled else 0):
             raise NotFinite(f"step {self.done}: loss {loss}, gradient norm {norm}")
 
-# %% ../nbs/07_trainer.ipynb #db427601
-def board_parts(
-    boards:int,       # in a step
-    epochs:int,
-    minibatches:int,
-    seed:int,
-    step:int,
-)->list[list[int]]:   # the boards of each update
-    "Every epoch goes over all boards, in a new order."
-    orders = [np.random.default_rng([seed, step, epoch, 3]).permutation(boards) for epoch in range(epochs)]
-    return [part.tolist() for order in orders for part in np.array_split(order, minibatches)]
+# %% ../nbs/07_trainer.ipynb #rehearse1
+class Rehearsal(Gradients):
+    "Updates on positions of earlier steps."
+    def move(self)->None:
+        "Let the optimizer use `.grad`; NotFinite if that breaks the weights."
+        self.optimizer.step()
+        if not all(p.isfinite().all() for p in self.params):
+            raise NotFinite(f"step {self.done}: the update made the weights infinite or NaN")
 
-def clip(
-    fabric:Fabric,
-    model:nn.Module,
-    optimizer:Any,
-    limit:float,      # largest norm; 0: none
-)->float:             # norm before
-    "Shorten the gradient. A norm that is infinite or NaN is returned, and left to the caller."
-    found = fabric.clip_gradients(model, optimizer, max_norm=limit or math.inf, error_if_nonfinite=False)
-    return math.nan if found is None else float(found)
-
-def drop_update(
-    fabric:Fabric,
-)->None:
-    "Leave gradients unused. A float16 scaler has unscaled them for the clipping, and has to be told that this is over."
-    scaler = getattr(fabric.strategy.precision, "scaler", None)
-    if scaler is not None: scaler.update()
+    def rehearse(self, number:int)->dict[str, float]:
+        "One update on judged positions, drawn evenly from the last steps; the same numbers as any update."
+        loss, cfg, policy = self.loss, self.tcfg, self.policy(self.model, loss=True)
+        reference = Policy(InPrecision(self.reference, self.fabric), policy.temperature) if self.reference else None
+        judged = self.replay.draw(cfg.replay_batch, np.random.default_rng([self.seed, self.done, number, 4]))
+        order, sums, seen = (judged.legal >= 0).sum(-1).argsort(), torch.zeros(5, dtype=torch.float64), list[dict]()
+        self.optimizer.zero_grad()
+        for rows in order.split(cfg.micro_batch):
+            plies = forward_judged(policy, reference, judged.rows(rows), len(judged))
+            terms = loss_terms(plies, loss)
+            self.fabric.backward(terms["total"])
+            terms["kl_exact"] = torch.where(plies.mask, plies.kl_old.detach()*plies.weight, 0.).sum()
+            sums += torch.tensor([terms[name].item() for name in TERMS], dtype=torch.float64)
+            now = plies.logp_new.detach()
+            seen.append(ratio_stats(now, plies.logp_old, plies.adv, plies.mask, loss, plies.weight))
+        norm, found = clip(self.fabric, self.model, self.optimizer, cfg.grad_clip), dict(zip(TERMS, sums.tolist()))
+        self.check_finite(found["total"], norm)
+        self.move()
+        row = dict(loss=found["total"], ppo_loss=found["policy"], kl_term=loss.kl_coef*found["kl"],
+                   entropy_term=-loss.entropy_coef*found["entropy"], kl_exact=found["kl_exact"], grad_norm=norm)
+        return row | {name: float(np.mean([s[name] for s in seen])) for name in seen[0]}
 
 # %% ../nbs/07_trainer.ipynb #da9f1262
-class Learner(Gradients):
+class Learner(Rehearsal):
     "The updates of PPO."
     def update(self, batch:Batch)->dict[str, float]:
         "Epochs × minibatches updates on one batch of games; means over them."
@@ -430,38 +446,14 @@ class Learner(Gradients):
             if stopped := self.too_far(rows[-1]):
                 drop_update(fabric)
                 break
-            self.optimizer.step()
-            if not all(p.isfinite().all() for p in self.params):
-                raise NotFinite(f"step {self.done}: the update made the weights infinite or NaN")
+            self.move()
+        if cfg.replay and not stopped:
+            self.replay.add(judged_of(batch))
+            rows += [self.rehearse(number) for number in range(cfg.replay)]
         mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         measured = budget.measured() if budget else dict.fromkeys(budget_of({}), math.nan)
         return mean | measured | dict(ratio_error=rows[0]["max_log_ratio"], entropy_gap=rows[0]["entropy_gap"],
                                       updates=len(rows) - stopped)
-
-# %% ../nbs/07_trainer.ipynb #79c49fb1
-@torch.no_grad()
-def moved_kl(
-    fabric:Fabric,
-    policy:Policy,    # after the step
-    ro:Rollout,
-    most:int=256,     # positions, about; spread evenly over the games
-)->float:             # nats
-    "Exact KL(behaviour policy || policy after the step), a mean over positions."
-    rows = ro.node[..., :-1][ro.train].unique()
-    rows = rows[::max(1, len(rows)*fabric.world_size//most)]
-    now = policy.dist(ro.tokens[rows].to(fabric.device), ro.legal[rows].to(fabric.device))
-    return mean_of_all(fabric, MoveDist(ro.logp[rows].to(fabric.device)).kl(now).cpu())
-
-def measure(
-    fabric:Fabric,
-    policy:Policy,    # after the step
-    ro:Rollout,
-)->dict[str, float]:
-    "Entropy of the behaviour policy, agreement and diversity of its groups, and how far the step has moved from it."
-    entropy = mean_of_all(fabric, MoveDist(ro.logp).entropy()[ro.node[..., :-1][ro.train]])
-    group = agreement_stats(ro) | dict(agreement_mean=mean_of_all(fabric, action_agreement(ro))) | policy_diversity(ro)
-    if ro.slot.shape[1] == 1: group = dict.fromkeys([*group, "reward_spread"], math.nan)      # nobody to agree with
-    return dict(entropy=entropy, effective_moves=math.exp(entropy)) | group | dict(kl_step=moved_kl(fabric, policy, ro))
 
 # %% ../nbs/07_trainer.ipynb #0646a2d2
 class Trainer(Learner):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MATE', 'CP_MAX', 'PLACES', 'HOW', 'STARTUP', 'EngineError', 'EngineFault', 'score_code', 'is_mate', 'score_text',
-           'last_score', 'move_scores', 'can_be_played', 'launch_command', 'forget_in_child', 'EngineProcess', 'greet',
-           'setting', 'find_engine', 'engine_name']
+           'last_score', 'move_scores', 'can_be_played', 'launch_command', 'surroundings', 'forget_in_child',
+           'EngineProcess', 'greet', 'setting', 'find_engine', 'engine_name']
 
 # %% ../nbs/04_uci.ipynb #280ea41f
 import functools
@@ -111,6 +111,7 @@ def can_be_played(
     return own(start) and not own(end)
 
 # %% ../nbs/04_uci.ipynb #b475dbf2
+PLACES = ("/usr/games", "/usr/local/bin", "/usr/bin", "/opt/homebrew/bin", "/opt/local/bin", "/snap/bin")
 _LAUNCH = ("import ctypes,os,sys; ctypes.CDLL(None).prctl(1, 9)\n"      # 1 = PR_SET_PDEATHSIG, 9 = SIGKILL
            "if os.getppid() == int(sys.argv[1]): os.execv(sys.argv[2], sys.argv[2:])")   # else we are orphaned already
 _FORK = threading.RLock()                           # held while pipes are made or closed, and across every fork
@@ -123,6 +124,10 @@ def launch_command(
     "The command that starts an engine which dies with the thread that started it."
     if sys.platform != "linux" or not sys.executable: return [path]
     return [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), path]
+
+def surroundings()->dict[str, str]:
+    "The environment of an engine: some are scripts that look for another program where engines are."
+    return os.environ | {"PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), *PLACES])}
 
 def forget_in_child(
     thing,          # has a method `forget`, which a forked child calls
@@ -145,12 +150,12 @@ if hasattr(os, "register_at_fork"):
 
 # %% ../nbs/04_uci.ipynb #95f399ef
 class _Pipe:
-    "One process and the raw pipe to it; it belongs to the thread that starts it."
+    "One process and the raw pipe to it; it belongs to the thread that starts it. A Ctrl-C is ours, not its."
     def __init__(self, path:str):
         self.path = path
         with _FORK:
             self.proc = subprocess.Popen(launch_command(path), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
-                                         stderr=subprocess.DEVNULL, start_new_session=True)  # a Ctrl-C is ours, not its
+                                         stderr=subprocess.DEVNULL, env=surroundings(), start_new_session=True)
             _PIPES.add(self)
         assert self.proc.stdin and self.proc.stdout
         self.to, self.back = self.proc.stdin.fileno(), self.proc.stdout.fileno()
@@ -240,7 +245,6 @@ def setting(
     return text
 
 # %% ../nbs/04_uci.ipynb #61597110
-PLACES = ("/usr/games", "/usr/local/bin", "/usr/bin", "/opt/homebrew/bin", "/opt/local/bin", "/snap/bin")
 HOW = "install Stockfish (`sudo apt-get install stockfish`, `brew install stockfish`) or set $STOCKFISH_PATH"
 
 STARTUP = 10.       # seconds that an engine may take to say `uciok`
@@ -260,7 +264,8 @@ def find_engine(
     "Where Stockfish is; `EngineError` when there is none, or when what was named is no engine."
     named = path or os.environ.get("STOCKFISH_PATH")
     found = shutil.which(os.path.expanduser(named or "stockfish"))
-    if not found and not named: found = shutil.which("stockfish", path=os.pathsep.join(PLACES))
+    bare = os.path.basename(named or "stockfish") == (named or "stockfish")      # a command, not a file
+    if not found and bare: found = shutil.which(named or "stockfish", path=os.pathsep.join(PLACES))
     if not found and named and os.path.exists(named):
         raise EngineError(f"{named} is not an executable file, so it is no engine; {HOW}")
     if not found: raise EngineError(f"no engine {'at ' + repr(str(named)) if named else 'found'}; {HOW}")

@@ -12,7 +12,7 @@ TOP = Path(__file__).resolve().parent.parent
 PAGES = sorted((TOP / "nbs").rglob("*.ipynb"))
 LESSONS = [p for p in PAGES if p.parent.name == "nbs" and re.match(r"0\d|11|12_play", p.name)]
 FINDINGS = [p for p in PAGES if p.parent.name == "findings" and p.stem != "index"]
-FOLDED = re.compile(r"#\| hide|#\| default_exp|#\| echo: false|# Solution|# Check")
+FOLDED = re.compile(r"#\| hide|#\| default_exp|#\| echo: false|# Solution|# Check|# Colab")
 
 
 def name_of(path):
@@ -62,3 +62,14 @@ def test_what_is_not_for_reading_is_folded(path):
     for c in nbformat.read(path, 4).cells:
         if c.cell_type == "code" and FOLDED.match(c.source):
             assert c.metadata.get("jupyter", {}).get("source_hidden"), c.source[:60]
+
+
+def test_every_lesson_and_finding_opens_on_colab():
+    said = subprocess.run([sys.executable, ".ci/badges.py", "--check"], cwd=TOP, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    for path in LESSONS + FINDINGS:
+        nb = nbformat.read(path, 4)
+        first = next(c for c in nb.cells if c.cell_type == "code")
+        assert "colab-badge.svg" in nb.cells[0].source and name_of(path) in nb.cells[0].source
+        assert first.id == "colab" and not first.outputs
+        assert first.source.splitlines()[1].startswith('if "google.colab"')

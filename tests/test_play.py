@@ -25,7 +25,7 @@ from grpo_chess.settings import ConfigError, known_keys
 
 TOP = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "grpo_chess.play"]
-ENV = os.environ | dict(PYTHONPATH=str(TOP), OMP_NUM_THREADS="1")
+ENV = os.environ | dict(PYTHONPATH=str(TOP), OMP_NUM_THREADS="1", PYTHONIOENCODING="utf-8")     # which is strict
 LICHESS_BOT = {"Move Overhead": 100, "Threads": 4, "Hash": 512, "SyzygyPath": "./syzygy/", "UCI_ShowWDL": True}
 MATED = "7k/6Q1/6K1/8/8/8/8/8 b - - 0 1"
 

@@ -125,7 +125,7 @@ def test_the_folder_holds_what_it_should(finished):
     have = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     states = {f"checkpoint/{s}/{f}" for s in ("000002", "000004") for f in ("model.safetensors", "state.pt")}
     assert have == states | {"config.yaml", "run.json", "start.safetensors", "metrics.jsonl", "report.md", "report.png",
-                             "model.safetensors", "games/sampling.pgn", "games/most.pgn"}
+                             "report.html", "model.safetensors", "games/sampling.pgn", "games/most.pgn"}
     rows = read_metrics(folder/"metrics.jsonl")
     assert [r["step"] for r in rows] == [0, 1, 2, 3] and all(set(r) == set(METRICS) for r in rows)
     assert (folder/"report.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,0 +1,103 @@
+"Learning again from judged positions, and learning towards the improved policy."
+import numpy as np
+import pytest
+import torch
+
+from grpo_chess.improved import LARGEST, improved_policy, improved_terms
+from grpo_chess.loss import LossConfig
+from grpo_chess.replay import Judged, Replay
+from small import QUEEN, always, make, steps, weights
+
+ALL = dict(moves="all", entropy_coef=0.)
+IMPROVED = ALL | dict(surrogate="improved", scale="none", tau=.1)
+
+
+def judged(n, seed, width=5):
+    rng = torch.Generator().manual_seed(seed)
+    legal = torch.randint(0, 1968, (n, width), generator=rng).short()
+    legal[:, width - seed % 3 :] = -1
+    logp = torch.randn(n, width, generator=rng).masked_fill(legal < 0, -torch.inf).log_softmax(-1)
+    adv = torch.where(legal >= 0, torch.rand(n, width), 0.)
+    return Judged(torch.full((n, 65), seed, dtype=torch.uint8), legal, logp, adv)
+
+
+def test_the_memory_keeps_the_newest_steps_and_draws_each_position_once():
+    replay = Replay(window=10)
+    for k in range(1, 6): replay.add(judged(4, k, width=3 + k))
+    assert len(replay) == 8 and [int(p.tokens[0, 0]) for p in replay.parts] == [4, 5]
+    drawn = replay.draw(8, np.random.default_rng(0))
+    assert sorted(drawn.tokens[:, 0].tolist()) == [4]*4 + [5]*4
+    both = {int(t[0]): (legal[legal >= 0].tolist(), adv[legal >= 0].tolist())
+            for t, legal, adv in zip(drawn.tokens, drawn.legal, drawn.adv)}
+    for part in replay.parts:
+        names = [(x[x >= 0].tolist(), a[x >= 0].tolist()) for x, a in zip(part.legal, part.adv)]
+        assert both[int(part.tokens[0, 0])] in names
+    assert drawn.logp.exp().sum(-1).allclose(torch.ones(8)) and not drawn.adv[drawn.legal < 0].any()
+
+
+def test_a_memory_smaller_than_a_step_keeps_that_step():
+    replay = Replay(window=2)
+    replay.add(judged(4, 1))
+    assert len(replay) == 4 and len(replay.draw(100, np.random.default_rng(0))) == 4
+
+
+@pytest.mark.parametrize("loss", [ALL, IMPROVED])
+def test_a_resumed_run_with_replay_is_the_run_that_never_stopped(loss):
+    whole, first, second = (make(loss=loss, replay=2, replay_batch=16) for _ in range(3))
+    rows = steps(whole, 6)
+    steps(first, 3)
+    second.load_state(first.state())
+    assert steps(second, 3) == rows[3:]
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(second)))
+
+
+def test_replay_adds_updates_on_which_the_clip_acts():
+    plain, again = steps(make(loss=ALL, lr=3e-3), 6), steps(make(loss=ALL, lr=3e-3, replay=4, replay_batch=32), 6)
+    assert all(row["updates"] == 1 and row["clip_region"] == 0 for row in plain)
+    assert all(row["updates"] == 5 for row in again) and again[-1]["clip_region"] > .05
+    assert all(row["ratio_error"] < 1e-5 for row in again)              # law 1 is about the games of the step itself
+
+
+def test_replay_needs_the_values_of_all_moves():
+    with pytest.raises(ValueError, match="loss.moves = all"): make(replay=1)
+
+
+SAMPLED = dict(surrogate="improved", scale="none", tau=.1)
+
+
+@pytest.mark.parametrize("loss", [IMPROVED, IMPROVED | dict(prior=0.), SAMPLED])
+def test_learns_to_take_the_queen(loss):
+    games = dict(boards=4, group=1 if "moves" in loss else 8, plies=1)
+    t = make(starts=always(QUEEN), loss=loss, lr=3e-3, sampler=games)
+    rows = steps(t, 40)
+    assert np.mean([r["train/avg_reward"] for r in rows[-5:]]) > np.mean([r["train/avg_reward"] for r in rows[:5]])
+
+
+def test_the_improved_policy_is_the_best_one_for_its_price():
+    torch.manual_seed(1)
+    logp, adv, mask, tau = torch.randn(6).log_softmax(-1), torch.randn(6), torch.ones(6, dtype=torch.bool), .7
+    best = improved_policy(logp, adv, mask, tau)
+
+    def worth(p): return (p @ adv - tau*(p*(p.log() - logp)).sum()).item()
+    assert max(worth(torch.randn(6).softmax(-1)) for _ in range(2000)) < worth(best)
+    assert torch.allclose(improved_policy(logp, adv, mask, tau, prior=0.), (adv/tau).softmax(-1))
+
+
+def test_sampled_improvement_is_right_on_average_up_to_the_cut():
+    torch.manual_seed(2)
+    z, adv, mask = torch.randn(5), torch.randn(5)*.3, torch.ones(5, dtype=torch.bool)
+    old, tau = z.log_softmax(-1), .5
+
+    def gradient(all_moves):
+        def term(z):
+            parts = (z.log_softmax(-1), old, adv, mask, old.exp())
+            return improved_terms(*(x[None] for x in parts), tau, 1., all_moves)
+        return torch.autograd.functional.jacobian(term, z)
+    exact, mean = gradient(True), gradient(False)
+    z_sum = (old.exp()*(adv/tau).exp()).sum()
+    assert (adv/tau).exp().max() < LARGEST and torch.allclose(exact, mean/z_sum, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [dict(tau=0.), dict(tau=-1.), dict(prior=2.), dict(tau=float("nan"))])
+def test_values_out_of_range_are_refused(bad):
+    with pytest.raises(ValueError, match=f"loss.{next(iter(bad))}"): LossConfig(**(ALL | bad))
