@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import chess
@@ -22,20 +21,21 @@ from tqdm import tqdm
 
 from .board import PositionError
 from .engine import EngineConfig, EngineError, EnginePool, engine_name
+from .files import can_write, without_home, write_whole
 from .matches import RATINGS, JudgeConfig, Ladder, MatchResult, play_ladder, play_match, play_sprt
 from .measures import PuzzleResult, Regret, read_labels, read_puzzles, regret, solve
 from .model import NoLegalMove, Policy, WeightsError
 from .players import (
     ArenaError, OtherEngine, Player, engine_player, erring_player, file_openings, load_player_model, needs_engine,
     policy_player, random_openings, random_player, read_name, weak_engine_player)
-from .settings import choose, parse_settings, run_command, take
+from .settings import Stopped, choose, parse_settings, run_command, take
 from .stats import MIN_GAMES, Sprt, SprtConfig
 
 # %% auto #0
 __all__ = ['PRESETS', 'PROG', 'OPTIONS', 'FLOOR_NETS', 'USER_ERRORS', 'Protocol', 'ArenaConfig', 'check', 'parse', 'Arena',
            'other_player', 'choose_openings', 'temperature_of', 'find_device', 'protocol_of', 'describe', 'play_named',
-           'by_untrained', 'play_floor', 'play_levels', 'measure_regret', 'measure_puzzles', 'for_json', 'can_write',
-           'write_text', 'measure_all', 'run', 'work', 'main']
+           'by_untrained', 'play_floor', 'play_levels', 'measure_regret', 'measure_puzzles', 'for_json', 'measure_all',
+           'write_results', 'run', 'work', 'main']
 
 # %% ../nbs/08_arena.ipynb #da2461cc
 @dataclass
@@ -298,24 +298,11 @@ def for_json(x):
         return for_json(dict(accuracy=x.accuracy, interval=x.interval, puzzles=len(x.puzzles), by_rating=x.by_rating()))
     return x
 
-def can_write(path:str)->None:
-    "ArenaError, before hours of play, where a file could not be written after them."
-    if Path(path).is_dir(): raise ArenaError(f"cannot write {path}: it is a folder; name a file")
-    if not Path(path).parent.is_dir(): raise ArenaError(f"cannot write {path}: there is no folder {Path(path).parent}")
-
-def write_text(path:str, text:str)->None:
-    "A file, whole or not at all."
-    tmp = Path(f"{path}.tmp")
-    try:
-        tmp.write_text(text, "utf-8")
-        tmp.replace(path)
-    except OSError as e: raise ArenaError(f"cannot write {path}: {e.strerror}") from None
-
 # %% ../nbs/08_arena.ipynb #35f2c13a
-def measure_all(arena:Arena)->dict[str, Any]:
-    "All that a configuration asks for, by kind."
+def measure_all(arena:Arena, result:dict[str, Any])->None:
+    "All that a configuration asks for, into `result`, by kind."
     cfg = arena.cfg
-    result:dict[str, Any] = dict(config=dataclasses.asdict(cfg), engine=arena.engine)
+    result |= dict(config=without_home(dataclasses.asdict(cfg)), engine=arena.engine)
     if cfg.games:
         arena.say(describe(arena))
         match, state = play_named(arena)
@@ -325,21 +312,33 @@ def measure_all(arena:Arena)->dict[str, Any]:
         if cfg.ladder >= 0 and arena.pool: result["ladder"] = play_levels(arena, arena.pool)
     if arena.labels: result["regret"] = measure_regret(arena)
     if arena.puzzles: result["puzzles"] = measure_puzzles(arena)
-    return result
+
+def write_results(cfg:ArenaConfig, result:dict[str, Any])->str:     # names of the files
+    "Write what was measured into the files that were asked for."
+    written = []
+    if cfg.pgn and "match" in result: written.append((cfg.pgn, result["match"].pgn()))
+    if cfg.json: written.append((cfg.json, json.dumps(for_json(result), indent=1) + "\n"))
+    for path, text in written: write_whole(path, text)
+    return " and ".join(path for path, _ in written)
 
 def run(
     cfg:ArenaConfig,
     say=print,          # what to do with lines of text
 )->dict[str, Any]:      # all results, by kind
-    "Measure what a configuration asks for; files are written when everything is done."
-    arena = Arena(cfg, say)
-    try: result = measure_all(arena)
+    "Measure what a configuration asks for; files are written when everything is done, or when a signal ends it."
+    arena, result = Arena(cfg, say), dict[str, Any]()
+    try: measure_all(arena, result)
+    except KeyboardInterrupt:
+        whole = [k for k in ("match", "floor", "ladder", "regret") if k in result]
+        if not whole: raise
+        result["stopped"] = "a signal came before all was measured"
+        where = write_results(cfg, result)
+        raise Stopped(f"a signal came after {', '.join(whole)}" + (f"; {where} holds that" if where else "")) from None
     finally:
         arena.bar.close()
         if arena.pool: arena.pool.close()
         for engine in arena.others: engine.close()
-    if cfg.pgn: write_text(cfg.pgn, result["match"].pgn())
-    if cfg.json: write_text(cfg.json, json.dumps(for_json(result), indent=1) + "\n")
+    write_results(cfg, result)
     return result
 
 # %% ../nbs/08_arena.ipynb #38771a2b

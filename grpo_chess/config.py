@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from .engine import EngineConfig
+from .files import without_home, write_whole
 from .guards import GuardConfig, check_group, check_guard
 from .loss import LossConfig
 from .model import ModelConfig
@@ -23,12 +24,12 @@ from .positions import PositionsConfig
 from .reward import RewardConfig
 from .sampler import SamplerConfig
 from .settings import (
-    ConfigError, check_key, check_numbers, choose, flatten, known_keys, parse_settings, read_yaml, take, write_whole)
+    ConfigError, check_key, check_numbers, choose, flatten, known_keys, parse_settings, read_yaml, take)
 from .trainer import AblateConfig, TrainerConfig, single_update
 
 # %% auto #0
-__all__ = ['MOST_MINUTES', 'CONFIGS', 'DEFAULT', 'PROG', 'MARK', 'MAY_CHANGE', 'OPTIONS', 'MatchConfig', 'check_config',
-           'RunConfig', 'Config', 'presets', 'preset_values', 'from_values', 'preset', 'settings_text',
+__all__ = ['MOST_MINUTES', 'CONFIGS', 'DEFAULT', 'PROG', 'MARK', 'MAY_CHANGE', 'OPTIONS', 'MatchConfig', 'check_sizes',
+           'check_config', 'RunConfig', 'Config', 'presets', 'preset_values', 'from_values', 'preset', 'settings_text',
            'write_settings', 'read_settings', 'check_resumable', 'parse']
 
 # %% ../nbs/11_config.ipynb #f11c0006
@@ -57,6 +58,14 @@ class MatchConfig:
 # %% ../nbs/11_config.ipynb #f11c0008
 MOST_MINUTES = 60*24*365      # a year
 
+def check_sizes(cfg:Config)->None:
+    "ValueError for numbers that are possible one by one, and too much together."
+    s, m = cfg.sampler, cfg.model
+    if (plies := s.boards*s.group*s.plies) > 10**8:
+        raise ValueError(f"sampler.boards × group × plies = {plies:,} a step are too many: at most 100,000,000")
+    if (weights := m.layers*m.width*m.width*(4 + 2*m.ffn_ratio)) > 10**10:
+        raise ValueError(f"model.layers, width and ffn_ratio make {weights:.1e} weights: at most 1e+10")
+
 def check_config(cfg:Config)->None:
     "ValueError for settings that do not fit each other."
     for name, values in dict(track=("none", "wandb"), accelerator=("auto", "cpu", "cuda")).items():
@@ -65,6 +74,7 @@ def check_config(cfg:Config)->None:
     if cfg.seed < 0: raise ValueError(f"seed = {cfg.seed} must not be negative")
     if not 0 <= cfg.minutes <= MOST_MINUTES:
         raise ValueError(f"minutes = {cfg.minutes} must be from 0, which is no limit, to {MOST_MINUTES}")
+    check_sizes(cfg)
     single = single_update(cfg.trainer, cfg.ablate)
     if single and cfg.loss.kl_coef > 0 and cfg.loss.kl_to == "old" and cfg.loss.kl != "k1":
         raise ValueError(f"loss.kl_coef = {cfg.loss.kl_coef} does nothing: with one update a step the policy still is "
@@ -165,7 +175,7 @@ MARK = "# complete; checksum "
 
 def settings_text(cfg:Config)->str:
     "All settings of a run as YAML, with a last line that says so."
-    text = yaml.safe_dump(dataclasses.asdict(cfg), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(without_home(dataclasses.asdict(cfg)), sort_keys=False, allow_unicode=True)
     return f"{text}{MARK}{hashlib.sha256(text.encode()).hexdigest()[:16]}\n"
 
 def write_settings(folder:Path, cfg:Config)->None:

@@ -20,13 +20,14 @@ import pyarrow.parquet as pq
 
 from .board import ACTIONS, action_to_move, legal_actions, parse_fen, tokens
 from .engine import CP_MAX, MATE
+from .files import locked
 from .labels import (ACTION_SPACE, UNKNOWN, LabelError, Labels, at_least, bar, make_folder, make_labels,
                                short, write_manifest, write_shard)
 
 # %% auto #0
 __all__ = ['READERS', 'Found', 'ConvertConfig', 'what_is_wrong', 'read_whole', 'played_moves', 'read_pgn', 'parquet_rows',
            'read_games', 'find_move', 'white_score', 'deepest', 'read_evals', 'board_of', 'soft_probs', 'read_soft',
-           'form_of', 'as_labels', 'good_rows', 'find_files', 'convert']
+           'form_of', 'as_labels', 'good_rows', 'find_files', 'convert', 'convert_into']
 
 # %% ../nbs/09_convert.ipynb #af407df5
 @dataclass
@@ -93,7 +94,8 @@ def what_is_wrong(game:chess.pgn.Game)->str:
     "Why a game is not one of standard chess; empty if it is."
     board = game.board()
     if board.chess960 or type(board) is not chess.Board: return f"not standard chess but {game.headers.get('Variant')}"
-    return "" if board.is_valid() else f"it starts from {board.fen()!r}, which is no legal position"
+    if not board.is_valid(): return f"it starts from {board.fen()!r}, which is no legal position"
+    return "" if all(game.mainline_moves()) else "a null move (--): one side did not move"
 
 def read_whole(lines)->_Game|None:
     "The next game of something with `readline`; its `wrong` says whether it can be used."
@@ -162,8 +164,10 @@ def read_games(path:Path, cfg:ConvertConfig)->Iterator[Found|LabelError]:
 # %% ../nbs/09_convert.ipynb #b5ce8084
 def find_move(board:chess.Board, uci:str)->chess.Move:
     "A legal move; ValueError otherwise. Castling may be written e1g1 or, as Lichess does, e1h1."
-    try: return board.parse_uci(uci)
-    except ValueError: raise ValueError(f"{uci} is no legal move in {board.fen()}") from None
+    try:
+        if move := board.parse_uci(uci): return move        # 0000 is a null move, which chess does not know
+    except ValueError: pass
+    raise ValueError(f"{uci} is no legal move in {board.fen()}")
 
 def white_score(cp:int|None, mate:int|None, turn:bool)->int:
     "Engine code from the mover's view, of a score from White's; ValueError unless exactly one is given."
@@ -293,7 +297,12 @@ def convert(
 )->dict:                   # the manifest
     "Read files in other forms, and write shards of labels."
     paths, form = find_files(cfg)
-    folder, shards, bad = make_folder(cfg.out), 0, list[str]()
+    folder = make_folder(cfg.out)
+    with locked(folder): return convert_into(folder, paths, form, cfg, quiet)
+
+def convert_into(folder:Path, paths:list[Path], form:str, cfg:ConvertConfig, quiet:bool)->dict:
+    "The conversion, in a folder that is locked."
+    shards, bad = 0, list[str]()
     about = dict(format=1, source=form, files=[p.name for p in paths], action_space=ACTION_SPACE,
                  rows=cfg.rows, min_elo=cfg.min_elo, skip_plies=cfg.skip_plies, min_depth=cfg.min_depth)
     found = good_rows(chain.from_iterable(READERS[form](p, cfg) for p in paths), cfg.tolerate, bad)

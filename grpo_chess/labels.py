@@ -5,12 +5,12 @@
 # %% ../nbs/09_labels.ipynb #2ff9c14e
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -24,18 +24,22 @@ from tqdm import tqdm
 from .board import ACTIONS, action_to_move, legal_actions, position_key, terminal, tokens
 from .engine import MATE, EngineConfig, EnginePool, engine_name
 from .reward import arrange, win_probability
-from .checkpoint import flush
+from .files import FileError, file_digest, locked, move_aside, open_json, sealed_json, write_whole
 
 # %% auto #0
 __all__ = ['ACTION_SPACE', 'UNKNOWN', 'RANDOM_PLIES', 'TAU_RANGE', 'UNIFORM', 'MAX_PLIES', 'Game', 'SCHEMA', 'SOFT_SCHEMA',
-           'STALE', 'LabelError', 'Labels', 'join', 'make_labels', 'draw_moves', 'choose_moves', 'LabelConfig',
-           'at_least', 'SelfPlay', 'make_shard', 'half_written', 'write_shard', 'short', 'shard_header', 'token_column',
-           'read_shard', 'check_labels', 'manifest_of', 'read_manifest', 'write_manifest', 'make_folder', 'bar',
+           'STALE', 'LabelError', 'DamagedLabels', 'Labels', 'join', 'make_labels', 'draw_moves', 'choose_moves',
+           'LabelConfig', 'at_least', 'SelfPlay', 'make_shard', 'write_shard', 'short', 'shard_header', 'token_column',
+           'check_sum', 'read_shard', 'check_labels', 'manifest_of', 'manifest_values', 'read_manifest', 'is_entry',
+           'check_shards', 'say_damaged', 'set_damage_aside', 'write_manifest', 'make_folder', 'locked_part', 'bar',
            'label', 'fingerprint', 'read_tokens', 'held_out']
 
 # %% ../nbs/09_labels.ipynb #00d587e3
 class LabelError(ValueError):
     "A label file that cannot be used: which one, where in it, and why."
+
+class DamagedLabels(LabelError):
+    "A label file that is not as it was written. The command that made it makes it again."
 
 ACTION_SPACE = hashlib.sha256("\n".join(ACTIONS).encode()).hexdigest()[:16]   # what an action's number means
 UNKNOWN = -2**15                                                             # score of a move that nobody valued
@@ -232,17 +236,12 @@ def make_shard(
 SCHEMA = pa.schema([("tokens", pa.binary(65)), ("actions", pa.list_(pa.int16())), ("scores", pa.list_(pa.int16()))])
 SOFT_SCHEMA = SCHEMA.append(pa.field("probs", pa.list_(pa.float32())))
 
-def half_written(path:Path)->Path:
-    "Name of a file while it is written: two processes that write the same file do not meet."
-    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
-
 def write_shard(
     path:str|Path,
     labels:Labels,
     about:dict,        # how they were made; kept in the file
 )->None:
     "Write one Parquet file, whole or not at all."
-    path = Path(path)
     bytes_of = pa.py_buffer(np.ascontiguousarray(labels.tokens))
     offset = pa.array(labels.offset.astype(np.int32))
     lists = [labels.actions, labels.scores] + ([] if labels.probs is None else [labels.probs])
@@ -250,12 +249,10 @@ def write_shard(
                *(pa.ListArray.from_arrays(offset, pa.array(x)) for x in lists)]
     table = pa.table(columns, schema=SCHEMA if labels.probs is None else SOFT_SCHEMA)
     header = {k: v for k, v in about.items() if k != "shards"} | dict(action_space=ACTION_SPACE)
-    tmp = half_written(path)
-    pq.write_table(table.replace_schema_metadata({"grpo_chess": json.dumps(header)}), tmp, compression="zstd",
+    file = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({"grpo_chess": json.dumps(header)}), file, compression="zstd",
                    write_page_checksum=True)
-    flush(tmp)
-    tmp.replace(path)
-    flush(path.parent)
+    write_whole(path, file.getvalue().to_pybytes())
 
 # %% ../nbs/09_labels.ipynb #36523951
 def short(e:Exception)->str:
@@ -266,12 +263,14 @@ def shard_header(path:str|Path)->tuple[dict, int]:
     "How a shard was made, and its number of positions; LabelError if it is cut short or something else."
     try: meta = pq.read_metadata(path)
     except FileNotFoundError: raise LabelError(f"there is no label file {path}") from None
-    except (pa.ArrowException, OSError) as e: raise LabelError(f"{path} is no whole Parquet file: {short(e)}") from None
+    except (pa.ArrowException, OSError, ValueError) as e:
+        raise DamagedLabels(f"{path} is no whole Parquet file: {short(e)}") from None
     said = (meta.metadata or {}).get(b"grpo_chess")
     if said is None:
         raise LabelError(f"{path} is not one of our label files; `pretrain convert` reads other people's")
     try: about = dict(json.loads(said))
-    except (ValueError, TypeError): raise LabelError(f"{path} is damaged: its header cannot be read") from None
+    except (ValueError, TypeError, RecursionError):
+        raise DamagedLabels(f"{path} is damaged: its header cannot be read") from None
     if about.get("action_space") != ACTION_SPACE:
         raise LabelError(f"{path} is written in another action space ({about.get('action_space')}, here "
                          f"{ACTION_SPACE}): its moves mean something else")
@@ -282,14 +281,24 @@ def token_column(column:pa.Array)->np.ndarray:
     return np.frombuffer(column.buffers()[1], np.uint8)[65*column.offset:][:65*len(column)].reshape(-1, 65)
 
 # %% ../nbs/09_labels.ipynb #e5e5d59e
+def check_sum(path:Path, checksum:str)->None:
+    "DamagedLabels unless a file is as its manifest says."
+    try: found = file_digest(path)
+    except FileError as e: raise DamagedLabels(str(e)) from None
+    if found != checksum:
+        raise DamagedLabels(f"{path} is not as it was written; the command that made it makes it again")
+
 def read_shard(
     path:str|Path,
     rows:int|None=None,    # number of positions that the manifest promises
+    checksum:str="",       # SHA-256 of the file that the manifest promises
 )->Labels:
     "The labels of one file; LabelError names the file and the first bad row."
+    if checksum: check_sum(Path(path), checksum)
     shard_header(path)
     try: table = pq.read_table(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as e: raise LabelError(f"{path} is damaged: {short(e)}") from None
+    except (pa.ArrowException, OSError, ValueError) as e:
+        raise DamagedLabels(f"{path} is damaged: {short(e)}") from None
     if not any(table.schema.equals(s) for s in (SCHEMA, SOFT_SCHEMA)):
         raise LabelError(f"{path} has other columns than labels have: {', '.join(table.column_names)}")
     if rows not in (None, len(table)) or not len(table):
@@ -326,21 +335,61 @@ def manifest_of(cfg:LabelConfig, engine:str)->dict:
     return dict(format=1, engine=engine, deterministic=cfg.engine.deterministic, action_space=ACTION_SPACE,
                 **chosen, **played)
 
+# %% ../nbs/09_labels.ipynb #917ff9d8
+def manifest_values(path:Path)->dict:
+    "What a manifest says; DamagedLabels if it is not as it was written."
+    try: return open_json(path.read_bytes())
+    except FileNotFoundError:
+        raise LabelError(f"{path.parent} is no folder of labels: it has no manifest.json") from None
+    except (ValueError, OSError, RecursionError) as e:
+        raise DamagedLabels(f"{path} cannot be read: {short(e)}; the command that made it makes it again") from None
+
 def read_manifest(folder:str|Path)->dict:
     "manifest.json of a folder of labels; LabelError if it cannot be used."
     path = Path(folder)/"manifest.json"
-    try: manifest = json.loads(path.read_text())
-    except FileNotFoundError: raise LabelError(f"{folder} is no folder of labels: it has no manifest.json") from None
-    except (ValueError, OSError) as e: raise LabelError(f"{path} cannot be read: {short(e)}") from None
-    shards = manifest.get("shards") if isinstance(manifest, dict) else None
-    if not isinstance(shards, list) or not all(isinstance(s, dict) and {"name", "rows"} <= set(s) for s in shards):
-        raise LabelError(f"{path} lists no shards")
+    manifest = manifest_values(path)
+    shards = manifest.get("shards")
+    if not isinstance(shards, list) or not all(map(is_entry, shards)): raise DamagedLabels(f"{path} lists no shards")
     if (other := manifest.get("action_space")) != ACTION_SPACE:
         raise LabelError(f"{path} belongs to another action space ({other}, here {ACTION_SPACE})")
     return manifest
 
-def write_manifest(folder:Path, common:dict)->dict:
+def is_entry(shard)->bool:
+    "Is this a shard as a manifest lists it: the name of a file beside it, its positions, and perhaps its checksum?"
+    if not isinstance(shard, dict): return False
+    name, rows, checksum = shard.get("name"), shard.get("rows"), shard.get("sha256", "")
+    return isinstance(name, str) and Path(name).name == name and isinstance(rows, int) and isinstance(checksum, str)
+
+def check_shards(folder:str|Path)->None:
+    "DamagedLabels unless all shards are as the manifest says: to be known before hours of training, not during them."
+    for s in read_manifest(folder)["shards"]:
+        if "sha256" in s: check_sum(Path(folder)/s["name"], s["sha256"])
+
+# %% ../nbs/09_labels.ipynb #0e5bf2a5
+def say_damaged(path:Path, error:DamagedLabels)->None:
+    "Rename what is damaged, and say so on stderr."
+    print(f"{error}: set aside as {move_aside(path).name}", file=sys.stderr)
+
+def set_damage_aside(folder:Path)->None:
+    "Rename what is not as it was written, so that it is made again; it says so on stderr."
+    sums, manifest = dict[str, str](), folder/"manifest.json"
+    try:
+        if manifest.exists(): sums = {s["name"]: s.get("sha256", "") for s in read_manifest(folder)["shards"]}
+    except DamagedLabels as e: say_damaged(manifest, e)
+    for path in sorted(folder.glob("shard-*.parquet")):
+        try:
+            if checksum := sums.get(path.name): check_sum(path, checksum)
+            else: read_shard(path)
+        except DamagedLabels as e: say_damaged(path, e)
+
+def write_manifest(
+    folder:Path,
+    common:dict,        # what all shards must have in common
+    made:str="",        # name of a shard that has just been written
+)->dict:
     "List every whole shard, also another machine's; LabelError if one was made with other settings."
+    old = read_manifest(folder)["shards"] if (folder/"manifest.json").exists() else []
+    sums = {s["name"]: s["sha256"] for s in old if "sha256" in s and s["name"] != made}
     shards:list[dict] = []
     for path in sorted(folder.glob("shard-*.parquet")):
         about, rows = shard_header(path)
@@ -348,13 +397,9 @@ def write_manifest(folder:Path, common:dict)->dict:
             theirs = ", ".join(f"{k} = {about.get(k)}" for k in other)
             ours = ", ".join(f"{k} = {common[k]}" for k in other)
             raise LabelError(f"{path} was made with {theirs}; here {ours}: use another --out")
-        shards.append(dict(name=path.name, rows=rows))
-    tmp = half_written(folder/"manifest.json")
+        shards.append(dict(name=path.name, rows=rows, sha256=sums.get(path.name) or file_digest(path)))
     manifest = common | dict(rows_in_all=sum(s["rows"] for s in shards), shards=shards)
-    tmp.write_text(json.dumps(manifest, indent=1) + "\n")
-    flush(tmp)
-    tmp.replace(folder/"manifest.json")
-    flush(folder)
+    write_whole(folder/"manifest.json", sealed_json(manifest))
     return read_manifest(folder)
 
 # %% ../nbs/09_labels.ipynb #77490cfb
@@ -368,6 +413,16 @@ def make_folder(path:str|Path)->Path:
         if left.is_file() and time.time() - left.stat().st_mtime > STALE: left.unlink(missing_ok=True)
     return Path(path)
 
+@contextlib.contextmanager
+def locked_part(folder:Path, part:str)->Iterator[None]:
+    "FileError if another process makes the same part in this folder, or all of it."
+    if part == "0/1":
+        with locked(folder): yield
+        return
+    own = folder/f".part-{part.replace('/', '-of-')}"
+    own.mkdir(exist_ok=True)
+    with locked(folder, shared=True), locked(own): yield
+
 def bar(total:int|None, unit:str, quiet:bool, **kw)->tqdm:
     "A progress bar, seldom redrawn where nobody watches."
     return tqdm(total=total, unit=f" {unit}", unit_scale=True, disable=quiet,
@@ -378,14 +433,15 @@ def label(
     quiet:bool=False,         # no progress bar
 )->dict:                      # the manifest
     "Make the shards that are not there yet."
-    folder, common = make_folder(cfg.out), manifest_of(cfg, engine_name(cfg.engine.path))
-    ready = {s["name"] for s in write_manifest(folder, common)["shards"]}
-    todo = [k for k in cfg.shards() if f"shard-{k:05}.parquet" not in ready]
-    with EnginePool(cfg.engine) as pool, bar(len(todo)*cfg.rows, "positions", quiet) as progress:
-        for k in todo:
-            made = make_shard(pool, cfg, k, progress.update)
-            write_shard(folder/f"shard-{k:05}.parquet", made, common | dict(shard=k))
-            write_manifest(folder, common)
+    common, folder = manifest_of(cfg, engine_name(cfg.engine.path)), make_folder(cfg.out)
+    with locked_part(folder, cfg.part):
+        set_damage_aside(folder)
+        ready = {s["name"] for s in write_manifest(folder, common)["shards"]}
+        todo = {k: name for k in cfg.shards() if (name := f"shard-{k:05}.parquet") not in ready}
+        with EnginePool(cfg.engine) as pool, bar(len(todo)*cfg.rows, "positions", quiet) as progress:
+            for k, name in todo.items():
+                write_shard(folder/name, make_shard(pool, cfg, k, progress.update), common | dict(shard=k))
+                write_manifest(folder, common, name)
     return read_manifest(folder)
 
 # %% ../nbs/09_labels.ipynb #2ff38655
@@ -401,8 +457,11 @@ def fingerprint(
 def read_tokens(path:str|Path)->np.ndarray:   # uint8 [N, 65]
     "The positions of a shard alone."
     shard_header(path)
-    try: return token_column(pq.read_table(path, columns=["tokens"])["tokens"].combine_chunks())
-    except (pa.ArrowException, OSError) as e: raise LabelError(f"{path} is damaged: {short(e)}") from None
+    try: table = pq.read_table(path, columns=["tokens"], page_checksum_verification=True)
+    except (pa.ArrowException, OSError, ValueError) as e:
+        raise DamagedLabels(f"{path} is damaged: {short(e)}") from None
+    if table.schema.field("tokens").type != pa.binary(65): raise DamagedLabels(f"{path} has no column of tokens")
+    return token_column(table["tokens"].combine_chunks())
 
 def held_out(
     folder:str|Path,          # labels to measure on
@@ -412,7 +471,8 @@ def held_out(
 )->Labels:
     "Different positions to measure on, none of them in a training shard."
     shards = read_manifest(folder)["shards"]
-    labels = join([read_shard(Path(folder)/s["name"], s["rows"]) for s in (shards[:held] if held else shards)])
+    measured = shards[:held] if held else shards
+    labels = join([read_shard(Path(folder)/s["name"], s["rows"], s.get("sha256", "")) for s in measured])
     prints = fingerprint(labels.tokens)
     first = np.unique(prints, return_index=True)[1]
     for path in train or []: first = first[~np.isin(prints[first], fingerprint(read_tokens(path)))]

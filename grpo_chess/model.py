@@ -5,6 +5,7 @@
 # %% ../nbs/01_model.ipynb #0e209168
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, replace
@@ -13,15 +14,16 @@ from pathlib import Path
 import chess
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from .board import ACTION_FROM, ACTION_PROMO, ACTION_TO
+from .files import digest, write_whole
 
 # %% auto #0
-__all__ = ['MODELS', 'CACHED', 'WEIGHTS', 'ModelConfig', 'Block', 'MoveHead', 'ChessTransformer', 'n_params', 'MoveDist',
-           'NoLegalMove', 'Policy', 'describe', 'freeze', 'WeightsError', 'refuse_infinite', 'save_model', 'load_model',
-           'shipped', 'pretrained', 'forward_flops']
+__all__ = ['MODELS', 'CACHED', 'SEALS', 'WEIGHTS', 'ModelConfig', 'Block', 'MoveHead', 'ChessTransformer', 'n_params', 'MoveDist',
+           'NoLegalMove', 'Policy', 'describe', 'freeze', 'WeightsError', 'refuse_infinite', 'seals', 'tensor_bytes',
+           'model_bytes', 'save_model', 'read_tensors', 'load_model', 'shipped', 'pretrained', 'forward_flops']
 
 # %% ../nbs/01_model.ipynb #0577c453
 @dataclass
@@ -269,6 +271,39 @@ def refuse_infinite(state:dict[str, Tensor], path:str|Path)->None:
     if bad:
         raise WeightsError(f"{path}: {len(bad)} of {len(state)} tensors hold NaN or infinity, the first is {bad[0]}")
 
+SEALS = ("sha256_header", "sha256_tensors")     # names of the two checksums
+
+def seals(state:dict[str, Tensor], info:dict[str, str])->dict[str, str]:
+    "Checksums of a file's texts and of its tensors."
+    tensors = hashlib.sha256()
+    for name in sorted(state):
+        tensors.update(f"{name} {state[name].dtype} {[*state[name].shape]}".encode())
+        tensors.update(state[name].detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    texts = digest(json.dumps(info, sort_keys=True).encode())
+    return dict(zip(SEALS, (texts, tensors.hexdigest())))
+
+def tensor_bytes(state:dict[str, Tensor], info:dict[str, str])->bytes:
+    "A safetensors file that knows its checksums; the same tensors give the same bytes."
+    data = save(state, info | seals(state, info))
+    start = 8 + int.from_bytes(data[:8], "little")
+    names = json.loads(data[8:start])               # safetensors writes the texts of its header in any order
+    names["__metadata__"] = dict(sorted(names["__metadata__"].items()))
+    header = json.dumps(names, separators=(",", ":")).encode()
+    header += b" "*(-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[start:]
+
+# %% ../nbs/01_model.ipynb #06ffb533
+def model_bytes(
+    model:ChessTransformer,     # whose weights
+    where:str|Path,             # for the message
+    half:bool=False,            # store as float16, for files that are shipped
+    **info:str,                 # free text kept in the header
+)->bytes:
+    "Weights and shape as a safetensors file; WeightsError if they are not finite."
+    state = {k: (v.half() if half else v).contiguous().cpu() for k,v in model.state_dict().items()}
+    refuse_infinite(state, where)
+    return tensor_bytes(state, {**info, "config": json.dumps(asdict(model.cfg))})
+
 def save_model(
     model:ChessTransformer,     # whose weights
     path:str|Path,              # file to write, *.safetensors
@@ -276,23 +311,26 @@ def save_model(
     **info:str,                 # free text kept in the header
 )->None:
     "Write weights and shape to one file, whole or not at all."
-    state = {k: (v.half() if half else v).contiguous().cpu() for k,v in model.state_dict().items()}
-    refuse_infinite(state, path)
-    tmp = Path(f"{path}.tmp")
-    save_file(state, tmp, metadata={**info, "config": json.dumps(asdict(model.cfg))})
-    tmp.replace(path)
+    write_whole(path, model_bytes(model, path, half, **info))
 
 # %% ../nbs/01_model.ipynb #07418bbe
+def read_tensors(path:str|Path)->tuple[dict[str, str], dict[str, Tensor]]:
+    "Texts and tensors of a safetensors file; WeightsError if it is none, or not as it was written."
+    try:
+        with safe_open(path, "pt") as f:
+            info, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except FileNotFoundError: raise WeightsError(f"no weights at {path}") from None
+    except (SafetensorError, OSError) as e: raise WeightsError(f"{path} is not a safetensors file ({e})") from None
+    said = {k: info.pop(k) for k in SEALS if k in info}     # none in a file of others, or older than checksums
+    if said and said != seals(state, info): raise WeightsError(f"{path} is not as it was written: it is damaged")
+    return info, state
+
 def load_model(
     path:str|Path,              # file from `save_model`
     cfg:ModelConfig|None=None,  # shape that is wanted; None takes the file's
 )->ChessTransformer:            # in eval mode, float32, on the CPU
     "Read a model; WeightsError says what does not fit."
-    try:
-        with safe_open(path, "pt") as f:
-            meta, state = f.metadata() or {}, {k: f.get_tensor(k).float() for k in f.keys()}
-    except FileNotFoundError: raise WeightsError(f"no weights at {path}") from None
-    except (SafetensorError, OSError) as e: raise WeightsError(f"{path} is not a safetensors file ({e})") from None
+    meta, state = read_tensors(path)
     if "config" not in meta:
         raise WeightsError(f"{path} was not written by grpo_chess: it has no model shape in its header")
     try: found = ModelConfig(**json.loads(meta["config"]))
@@ -300,6 +338,7 @@ def load_model(
     if cfg is not None and replace(found, dropout=cfg.dropout) != cfg:
         raise WeightsError(f"{path} holds another shape: {found}, wanted {cfg}")
     refuse_infinite(state, path)
+    state = {k: x.float() for k, x in state.items()}
     model = ChessTransformer(replace(found, dropout=cfg.dropout) if cfg else found)
     try: model.load_state_dict(state)
     except RuntimeError as e: raise WeightsError(f"{path}: {str(e).splitlines()[-1].strip()}") from None

@@ -177,7 +177,7 @@ def weak_engine_player(
         return lambda: [chess.Move.from_uci(skill_pick(s, level, r)) for s, r in zip(pool.wait(future), u)]
     return Overlapped(begin)
 
-# %% ../nbs/08_players.ipynb #0pponents0
+# %% ../nbs/08_players.ipynb #0pponents9
 _WISHES = {"Threads": 1, "OwnBook": False, "Skill Level": None}       # where an engine has such an option
 
 def _end_group(pid:int)->None:
@@ -185,6 +185,7 @@ def _end_group(pid:int)->None:
     try: os.killpg(pid, signal.SIGKILL)
     except OSError: pass
 
+# %% ../nbs/08_players.ipynb #0pponents0
 class OtherEngine:
     "A player that is any UCI engine: one process, one position at a time, each as if it were a new game."
     def __init__(self,
@@ -265,7 +266,8 @@ def _is_uci(word):
             and word[2] in "abcdefgh" and word[3] in "12345678")
 
 def _play_word(board, word):
-    "Play a move in UCI or SAN."
+    "Play a move in UCI or SAN. A null move (--) is none: python-chess passes the turn, and engines see another board."
+    if word in ("--", "Z0", "0000", "@@@@"): raise ValueError(word)
     if _is_uci(word) and board.is_legal(chess.Move.from_uci(word)): board.push_uci(word)
     else: board.push_san(word)
 
@@ -273,7 +275,8 @@ def _play_line(text):
     "Board after moves in SAN or UCI; move numbers are skipped."
     board, words = chess.Board(), text.split()
     for word in words[:-1] if words and words[-1] in RESULTS else words:
-        if word[0].isdigit() and not word.startswith("0-0"): word = word.lstrip("0123456789").lstrip(".")
+        numbered = word[0].isdigit() and not word.startswith("0-0") and word != "0000"
+        if numbered: word = word.lstrip("0123456789").lstrip(".")
         if not word: continue
         try: _play_word(board, word)
         except ValueError: raise PositionError(f"{word!r} cannot be played in {board.fen()}") from None

@@ -153,7 +153,10 @@ def _read_games(path:Path, stack:bool)->Iterator[chess.Board]:
         if board.chess960 or type(board) is not chess.Board:
             variant = game.headers["Variant"]
             raise PositionError(f"{path}, game that ends on line {lines.number}: only standard chess, not {variant}")
-        for move in (None, *game.mainline_moves()):
+        moves = [*game.mainline_moves()]
+        if not all(moves):                                  # a null move passes the turn, which chess does not know
+            raise PositionError(f"{path}, game that ends on line {lines.number}: a null move (--) is no move")
+        for move in (None, *moves):
             if move: board.push(move)
             yield board.copy(stack=stack or board.halfmove_clock)
 

@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
-from .arena import can_write, write_text
 from .board import PositionError
 from .checkpoint import CheckpointError
 from .convert import ConvertConfig, convert
 from .engine import EngineConfig, EngineError, EnginePool
+from .files import can_write, without_home, write_whole
 from .labels import LabelConfig, LabelError, at_least, held_out, label, read_manifest
 from .matches import RATINGS, Ladder, MatchResult, play_ladder, play_match
 from .model import (WEIGHTS, ChessTransformer, NoLegalMove, Policy, WeightsError, load_model, n_params,
-                              pretrained)
+                              pretrained, read_tensors)
 from .players import ArenaError, engine_player, policy_player, random_openings, random_player
-from .settings import ConfigError, parse_settings, run_command
+from .settings import ConfigError, Stopped, parse_settings, run_command
 from .supervised import TrainConfig, TrainError, speaker, train
 from .targets import MEASURES, measure_labels
 
@@ -86,8 +85,11 @@ def find_weights(name:str)->tuple[ChessTransformer, dict]:
     "Weights from a file, or those that come with the package, and what their header says of them."
     is_file = name.endswith(".safetensors")
     model, path = load_model(name) if is_file else pretrained(name), name if is_file else WEIGHTS/f"{name}.safetensors"
-    with safe_open(path, "pt") as f: about = f.metadata() or {}
-    return model, {k: json.loads(about[k]) for k in ("trained", "labels", "measured") if k in about}
+    said, about = read_tensors(path)[0], dict[str, dict]()
+    for k in ("trained", "labels", "measured"):
+        try: about[k] = dict(json.loads(said.get(k, "{}")))
+        except (ValueError, TypeError, RecursionError): raise WeightsError(f"{path}: {k} cannot be read") from None
+    return model, {k: v for k, v in about.items() if v}
 
 def measure_weights(model:ChessTransformer, cfg:EvaluateConfig)->dict[str, float]:
     "MEASURES on the labels that were held out, without positions that the other shards hold too."
@@ -127,9 +129,9 @@ def for_report(match:MatchResult)->dict[str, Any]:
     return dict(names=match.names, games=len(match.games), wins=match.wins, draws=match.draws, losses=match.losses,
                 score=match.score, interval=match.interval, reasons=match.reasons)
 
-def play_games(model:ChessTransformer, cfg:EvaluateConfig, say:Callable[..., None])->dict[str, list]:
-    "Matches and ratings."
-    out:dict[str, list] = dict(matches=[], ratings=[])
+def play_games(model:ChessTransformer, cfg:EvaluateConfig, say:Callable[..., None], out:dict[str, Any])->None:
+    "Matches and ratings, into `out`."
+    out |= dict(matches=[], ratings=[])
     with EnginePool(cfg.engine) as pool:
         games = Games(model, cfg, pool)
         for match in games.matches():
@@ -139,23 +141,26 @@ def play_games(model:ChessTransformer, cfg:EvaluateConfig, say:Callable[..., Non
             say(f"{name}: {ladder}")
             out["ratings"].append(dict(player=name, rating=str(ladder)))
             out["matches"] += map(for_report, ladder.matches.values())
-    return out
 
 def evaluate(
     cfg:EvaluateConfig,
     quiet:bool=False,
 )->dict[str, Any]:
     "Measure weights on labels and in games."
-    say, out = speaker(quiet), dict[str, Any](weights=cfg.weights)
+    say, out = speaker(quiet), dict[str, Any](weights=without_home(cfg.weights))
     for path in filter(None, (cfg.out, cfg.card)): can_write(path)
     model, about = find_weights(cfg.weights)
     say(f"{cfg.weights}: {n_params(model):,} parameters")
     if cfg.labels:
         out["measured"] = measure_weights(model, cfg)
         say("  ".join(f"{k} {v:.4f}" for k, v in out["measured"].items()))
-    if cfg.games: out |= play_games(model, cfg, say)
-    if cfg.out: write_text(cfg.out, json.dumps(out, indent=1) + "\n")
-    if cfg.card: write_text(cfg.card, model_card(Path(cfg.weights).stem, model, about, out))
+    try:
+        if cfg.games: play_games(model, cfg, say, out)
+    except KeyboardInterrupt:
+        out["stopped"] = f"a signal came after {len(out['matches'])} matches"
+    if cfg.out: write_whole(cfg.out, json.dumps(out, indent=1) + "\n")
+    if cfg.card: write_whole(cfg.card, model_card(Path(cfg.weights).stem, model, about, out))
+    if "stopped" in out: raise Stopped(f"{out['stopped']}; what there was is written")
     return out
 
 # %% ../nbs/09_pretrain.ipynb #3757157b
@@ -168,7 +173,10 @@ def recipe(
     "The commands that make these weights again; settings at their defaults are left out."
     other = [f"--{k} {v}" for k, v in trained.items() if v != getattr(TrainConfig, k, v)]
     train = " ".join([f"{PROGRAM} train --labels labels --out weights.safetensors", *other])
-    if "games" not in made: return [train]
+    if "games" not in made and "files" not in made: return [train]
+    if "files" in made:
+        chosen = [f"--{k} {made[k]}" for k in ("rows", "min_elo", "skip_plies", "min_depth") if made.get(k)]
+        return [" ".join([f"{PROGRAM} convert --files 'GAMES' --out labels", *chosen]), train]
     label = f"--positions {made['rows_in_all']} --depth {made['depth']} --seed {made['seed']} --out labels"
     return [f"{PROGRAM} label {label}", train]
 
@@ -179,8 +187,10 @@ def card_training(made:dict, trained:dict, best:dict)->list[str]:    # manifest,
         about = ", ".join(f"{k} {made[k]}" for k in ("engine", "depth", "seed", "source") if k in made)
         lines += [f"Labels: {made.get('rows_in_all', 0):,} positions, {about}.", ""]
     if best:
-        steps, chosen = trained.get("steps", 0), ("targets", "tau", "batch", "lr", "mirror", "ema", "seed")
-        early = f" of {steps:,}, where the regret of the most likely move was least" if best["step"] < steps else ""
+        chosen = ("targets", "tau", "batch", "lr", "mirror", "ema", "seed")
+        steps = 0 if trained.get("minutes") else trained.get("steps", 0)
+        what = "loss" if best.get("regret_greedy") is None else "regret of the most likely move"
+        early = f" of {steps:,}, where the {what} was least" if best["step"] < steps else ""
         how = ", ".join(f"{k} {trained[k]}" for k in chosen if k in trained)
         lines += [f"Training: {best['step']:,} steps{early}, {best['positions']:,} positions, "
                   f"{best['minutes']:.0f} minutes; {how}.", ""]

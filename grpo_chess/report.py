@@ -5,6 +5,7 @@
 # %% ../nbs/11_report.ipynb #f11e0004
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
@@ -16,12 +17,12 @@ from torch import nn
 
 from .config import Config, MatchConfig
 from .engine import EnginePool
+from .files import write_whole
 from .matches import MatchResult, play_match
 from .model import Policy
 from .page import report_page
 from .panel import draw_panel
 from .players import policy_player, random_openings
-from .settings import write_whole
 from .stats import series_mean
 
 # %% auto #0
@@ -115,7 +116,8 @@ def report_text(
     size = f"B={s.boards} G={s.group} T={s.plies}, seed {cfg.seed}"
     plies, minutes = sum(r["plies"] for r in rows), sum(r["seconds"] for r in rows)/60
     old = old or (f"what {cfg.init} held" if cfg.init else "the untrained network that the run began with")
-    done = f"{len(rows)} of {cfg.trainer.steps} steps, {size}, {plies:,} plies trained on, {minutes:.1f} minutes."
+    steps = rows[-1]["step"] + 1 if rows else 0      # more than there are rows where some are lost, or not shown
+    done = f"{steps} of {cfg.trainer.steps} steps, {size}, {plies:,} plies trained on, {minutes:.1f} minutes."
     first = (f"# {title}", *notes, f"Guards: {guards}" if guards else "", done, about)
     head = [line for note in first if note for line in (note, "")]
     return "\n".join(head + match_lines(matches or {}, old) + change_lines(rows))
@@ -136,5 +138,7 @@ def write_report(
         matplotlib.use("Agg")                       # nobody has chosen how to draw, and nobody needs a window
     import matplotlib.pyplot as plt
     fig = draw_panel(rows, folder.name)
-    fig.savefig(folder/"report.png", dpi=100)
+    picture = io.BytesIO()
+    fig.savefig(picture, dpi=100)
     plt.close(fig)
+    write_whole(folder/"report.png", picture.getvalue())

@@ -20,15 +20,20 @@ from typing import Any, TextIO, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from .files import FileError, write_whole  # noqa: F401
+
+_all_ = ["write_whole"]     # who writes settings finds it here
+
 Settings = TypeVar("Settings")      # a dataclass whose fields are settings, or settings classes again
 
 class ConfigError(ValueError):
     "Something in the settings or on the command line, in one line."
 
 # %% auto #0
-__all__ = ['Settings', 'SIGNALS', 'ConfigError', 'sections', 'known_keys', 'flatten', 'check_numbers', 'build', 'unknown_key',
-           'check_key', 'one_line', 'PlainLoader', 'read_yaml', 'write_whole', 'take', 'choose', 'make_parser',
-           'parse_settings', 'handled', 'interrupt', 'StopRequest', 'EndedEarly', 'Stopped', 'Lasting', 'run_command']
+__all__ = ['Settings', 'MOST', 'LIMITS', 'SIGNALS', 'ConfigError', 'sections', 'known_keys', 'flatten', 'check_numbers', 'build',
+           'unknown_key', 'check_key', 'one_line', 'PlainLoader', 'read_yaml', 'take', 'choose', 'make_parser',
+           'parse_settings', 'handled', 'interrupt', 'StopRequest', 'EndedEarly', 'Stopped', 'open_streams', 'Lasting',
+           'no_memory', 'run_command', 'write_whole']
 
 # %% ../nbs/00_settings.ipynb #f9009805
 def sections(cls)->dict[str, Any]:
@@ -49,12 +54,21 @@ def flatten(tree:dict, prefix:str="")->dict[str, Any]:
         out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return out
 
+MOST = 1e9      # the largest number, up or down, of a setting that is not in LIMITS
+LIMITS:dict[str, float] = dict(     # what no machine has the room or the time for, by the last part of a setting's name
+    seed=2**53, depth=245, teacher_depth=245, judge_depth=245, min_depth=245, boards=100_000, group=10_000,
+    plies=10_000, opening_plies=1000, max_plies=100_000, games=1_000_000, rows=10_000_000, batch=1_000_000,
+    eval_positions=10_000_000, width=8192, layers=256, heads=256, ffn_ratio=64, epochs=10_000, keep=10_000,
+    temperature=1000, tau=1000, timeout=86_400, minutes=60*24*365)
+
 def check_numbers(values:dict[str, Any])->None:
-    "ConfigError for a number that no setting can mean: NaN, infinite, or a whole one beyond 2^53."
+    "ConfigError for a number that no setting can mean: NaN, infinite, or so large that no machine has the room."
     for key, value in values.items():
-        if isinstance(value, int) and abs(value) > 2**53: raise ConfigError(f"{key} = {value} is too large")
-        if not isinstance(value, float) or math.isfinite(value): continue
-        raise ConfigError(f"{key} = {value} is not a finite number")
+        if isinstance(value, bool) or not isinstance(value, (int, float)): continue
+        limit = LIMITS.get(key.rpartition(".")[2], MOST)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key} = {value} is not a finite number")
+        if abs(value) > limit: raise ConfigError(f"{key} = {str(value)[:30]} is too large: at most {limit:,.0f}")
 
 def build(cls:type[Settings], values)->Settings:
     "Settings from parsed values, inner ones first, so that each class checks its own."
@@ -108,22 +122,6 @@ def read_yaml(path:str|Path, known:list[str])->dict[str, Any]:
         check_key(key, known, str(path))
         if value is None: raise ConfigError(f"{path}: {key} has no value")
     return flat
-
-# %% ../nbs/00_settings.ipynb #5e771a12
-def write_whole(path:str|Path, text:str)->None:
-    "Write a file, whole or not at all."
-    path = Path(path).resolve()
-    if path.exists() and not path.is_file():
-        path.write_text(text, "utf-8")      # a device or a pipe
-        return
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally: beside.unlink(missing_ok=True)
 
 # %% ../nbs/00_settings.ipynb #5e771a06
 def take(argv:list[str], names:tuple[str, ...])->tuple[dict[str, list[str]], list[str]]:
@@ -186,6 +184,8 @@ def parse_settings(
     parser = make_parser(cls, prog, given if {"-h", "--help"} & {*rest} else None, options)
     try:
         values = parser.parse_args([f"--{key}={value}" for key, value in given.items()] + rest)
+        for key in known:
+            if isinstance(values[key], str) and values[key][:1] == "~": values[key] = os.path.expanduser(values[key])
         check_numbers({key: values[key] for key in known})
         return build(cls, values)
     except SystemExit: raise
@@ -230,6 +230,13 @@ class Stopped(EndedEarly):
     "Work that a signal ended."
     status = 130
 
+def open_streams()->None:
+    "Open what the caller has closed, into nothing: else the next file that is opened would get our output."
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try: os.fstat(number)
+        except OSError: os.open(os.devnull, os.O_RDWR)      # takes the lowest number that is free
+        if getattr(sys, name) is None: setattr(sys, name, open(os.devnull, "w" if number else "r"))     # noqa: SIM115
+
 class Lasting:
     "A text stream that goes on when its reader has gone or the disk is full: what cannot be written is dropped."
     def __init__(self, stream:TextIO): self.stream = stream
@@ -240,13 +247,18 @@ class Lasting:
     def write(self, text:str)->int:
         try: return self.stream.write(text)
         except UnicodeEncodeError: return self.stream.write(text.encode("ascii", "replace").decode())
-        except OSError: self.lost()
+        except (OSError, ValueError): self.lost()           # ValueError: it was closed
         return len(text)
     def flush(self)->None:
         try: self.stream.flush()
-        except OSError: self.lost()
+        except (OSError, ValueError): self.lost()
 
 # %% ../nbs/00_settings.ipynb #5e771a16
+def no_memory(error:BaseException)->bool:
+    "Is this what Python, torch or a GPU say when memory ends?"
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
 def run_command(
     work:Callable[[list[str]], Any],    # does everything; raises what is wrong
     argv:list[str]|None,                # None: the program's own
@@ -254,14 +266,18 @@ def run_command(
     stopped:str,                        # what to say after a signal
 )->int:                                 # exit status
     "Run a command line and say in one line how it ended."
+    open_streams()
     out, err = Lasting(sys.stdout), Lasting(sys.stderr)
-    mendable:tuple[type[Exception], ...] = (ConfigError, *errors)
+    mendable:tuple[type[Exception], ...] = (ConfigError, FileError, *errors)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), handled(interrupt):
         try: work(sys.argv[1:] if argv is None else argv)
         except mendable as e: said, status = f"error: {one_line(e)}", 2
         except EndedEarly as e: said, status = f"stopped: {e}", e.status
         except KeyboardInterrupt: said, status = f"stopped; {stopped}", Stopped.status
         except OSError as e: said, status = f"error: {e.filename or 'a file'}: {e.strerror or e}", 2
+        except (MemoryError, RuntimeError) as e:
+            if not no_memory(e): raise
+            said, status = "error: there is not enough memory for these settings", 2
         else: said, status = "", 0
         if said: print(said, file=sys.stderr)
         out.flush()

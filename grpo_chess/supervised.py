@@ -9,6 +9,7 @@ import copy
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,15 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from safetensors import safe_open
 
-from .arena import write_text
 from .batch import PRECISIONS, InPrecision, make_fabric
-from .checkpoint import CheckpointError, checkpoints, flush, move_aside
-from .labels import Labels, at_least, bar, held_out, make_folder, read_manifest, short
-from .model import (MODELS, ChessTransformer, Policy, WeightsError, load_model, n_params, pretrained, shipped,
-                              save_model)
-from .panel import read_metrics
+from .checkpoint import CheckpointError, checkpoints, read_state, state_bytes
+from .files import (
+    FileError, append_row, can_write, check_folder, locked, move_aside, read_rows, row_text, write_folder, write_whole)
+from .labels import Labels, at_least, bar, check_shards, held_out, make_folder, read_manifest
+from .model import (MODELS, ChessTransformer, Policy, WeightsError, load_model, model_bytes, n_params,
+                              pretrained, read_tensors, save_model, shipped)
 from .settings import ConfigError, Stopped, StopRequest
 from .targets import MEASURES, TARGETS, Stream, cross_entropy, measure_labels, to_batch
 from .trainer import move_average
@@ -34,8 +34,8 @@ from .trainer import move_average
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'FitConfig', 'TrainConfig', 'check_train', 'run_folder', 'lr_share', 'MuonAdamW', 'make_optimizer',
            'TrainError', 'first_model', 'one_process', 'Pretrainer', 'add_gradients', 'diverged', 'evaluate_held',
-           'state_of', 'load_state', 'read_checkpoint', 'is_whole', 'save_run', 'resume_run', 'check', 'finish',
-           'speaker', 'open_log', 'begin', 'train']
+           'state_of', 'load_state', 'read_checkpoint', 'is_whole', 'save_run', 'resume_run', 'check', 'best_of',
+           'finish', 'speaker', 'open_log', 'begin', 'train', 'train_in']
 
 # %% ../nbs/09_supervised.ipynb #4b0e2a02
 @dataclass
@@ -272,11 +272,10 @@ def load_state(trainer:Pretrainer, state:dict[str, Any], model:ChessTransformer)
 
 # %% ../nbs/09_supervised.ipynb #ab1383e8
 def read_checkpoint(trainer:Pretrainer, path:Path)->tuple[ChessTransformer, dict]:
-    "Model and state; WeightsError if the model has another shape, CheckpointError if a file is damaged."
-    model = load_model(path/"model.safetensors", trainer.model.cfg)
-    try: return model, torch.load(path/"state.pt", weights_only=True, map_location=trainer.fabric.device)
-    except Exception as e:                                               # a damaged pickle raises anything
-        raise CheckpointError(f"{path}/state.pt cannot be read: {short(e)}") from None
+    "Model and state; CheckpointError if a file is damaged, WeightsError if the model has another shape."
+    try: check_folder(path)
+    except FileError as e: raise CheckpointError(str(e)) from None
+    return load_model(path/"model.safetensors", trainer.model.cfg), read_state(path, trainer.fabric.device)
 
 def is_whole(trainer:Pretrainer, path:Path)->bool:
     "Can a run go on from this checkpoint?"
@@ -286,17 +285,12 @@ def is_whole(trainer:Pretrainer, path:Path)->bool:
 
 def save_run(trainer:Pretrainer, folder:Path, keep:int=2)->None:
     "A checkpoint, whole or not at all; one that is there and damaged is moved aside."
-    final, tmp = folder/f"{trainer.done:08d}", folder/f"{trainer.done:08d}.tmp"
+    final = folder/f"{trainer.done:08d}"
     if final.exists():
         if is_whole(trainer, final): return
         move_aside(final)
-    shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir(parents=True)
-    save_model(trainer.model, tmp/"model.safetensors")
-    torch.save(state_of(trainer), tmp/"state.pt")
-    for f in [*tmp.iterdir(), tmp]: flush(f)
-    tmp.rename(final)
-    flush(folder)
+    write_folder(final, {"model.safetensors": model_bytes(trainer.model, final),
+                         "state.pt": state_bytes(state_of(trainer))})
     for path in checkpoints(folder)[:-keep]: shutil.rmtree(path)
 
 # %% ../nbs/09_supervised.ipynb #63697517
@@ -304,12 +298,16 @@ MAY_CHANGE = ("out", "minutes", "steps", "eval_every", "eval_positions", "micro"
 
 def resume_run(trainer:Pretrainer, folder:Path)->None:
     "Go on from the newest checkpoint that can be read; ConfigError if it belongs to a run with other settings."
+    damaged:list[Path] = []
     for path in (found := checkpoints(folder))[::-1]:
         try:
             model, state = read_checkpoint(trainer, path)
             break
-        except (CheckpointError, WeightsError):
+        except (CheckpointError, WeightsError) as e:
             if path == found[0]: raise
+            print(f"{e}; trying the one before it", file=sys.stderr)
+            damaged.append(path)
+    for bad in damaged: move_aside(bad)
     then, now = state["settings"], asdict(trainer.cfg)
     if other := [k for k in now if k not in MAY_CHANGE and then.get(k) != now[k]]:
         changed = ", ".join(f"{k} = {then.get(k)!r} (here {now[k]!r})" for k in other)
@@ -327,7 +325,7 @@ def check(trainer:Pretrainer, held:Labels, moved:dict, folder:Path)->dict[str, A
     if not math.isfinite(row["loss"]): raise diverged(trainer, f"the loss on the positions held out is {row['loss']}")
     row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}   # JSON has no nan
     trainer.losses = []
-    with (folder/"metrics.jsonl").open("a") as f: f.write(json.dumps(row) + "\n")
+    append_row(folder/"metrics.jsonl", row)
     value = row["loss"] if row["regret_greedy"] is None else row["regret_greedy"]
     if value < trainer.best:
         trainer.best = value
@@ -335,11 +333,20 @@ def check(trainer:Pretrainer, held:Labels, moved:dict, folder:Path)->dict[str, A
     save_run(trainer, folder/"checkpoint")
     return row
 
-def finish(cfg:TrainConfig, trainer:Pretrainer, folder:Path)->None:
+def best_of(trainer:Pretrainer, folder:Path, last:dict)->tuple[ChessTransformer, str]:     # last: row of the log
+    "The weights with the lowest regret and what was measured of them; the last ones where their file is damaged."
+    path = folder/"best.safetensors"
+    try: return load_model(path, trainer.model.cfg), read_tensors(path)[0]["measured"]
+    except WeightsError as e:
+        if path.exists(): move_aside(path)
+        print(f"{e}; the last weights are written in their place", file=sys.stderr)
+    return trainer.kept.eval(), json.dumps(last)
+
+def finish(cfg:TrainConfig, trainer:Pretrainer, folder:Path, last:dict)->None:
     "Write the best weights in half precision, with what a reader should know in the header."
-    best, made = load_model(folder/"best.safetensors", trainer.model.cfg), read_manifest(cfg.labels)
-    with safe_open(folder/"best.safetensors", "pt") as f: measured = f.metadata()["measured"]
+    (best, measured), made = best_of(trainer, folder, last), read_manifest(cfg.labels)
     settings = {k: v for k, v in asdict(cfg).items() if k not in ("labels", "out", "heldout")}
+    settings["init"] = Path(cfg.init).name              # not where it lay on this machine
     save_model(best, cfg.out, half=True, measured=measured, trained=json.dumps(settings),
                labels=json.dumps({k: v for k, v in made.items() if k != "shards"}))
 
@@ -353,13 +360,16 @@ def speaker(quiet:bool)->Callable[..., None]:
 def open_log(trainer:Pretrainer, folder:Path)->list[dict]:
     "The rows so far; what came after the checkpoint is done again."
     log = folder/"metrics.jsonl"
-    rows = [row for row in read_metrics(log) if row["step"] <= trainer.done] if log.exists() else []
-    write_text(str(log), "".join(json.dumps(row) + "\n" for row in rows))
+    found, damaged = read_rows(log) if log.exists() else ([], [])
+    if damaged: print(f"{log}: line {damaged[0]} is damaged, and left out", file=sys.stderr)
+    rows = [row for row in found if isinstance(row.get("step"), int) and row["step"] <= trainer.done]
+    write_whole(log, "".join(map(row_text, rows)))
     return rows
 
 def begin(trainer:Pretrainer, folder:Path, say:Callable[..., None])->tuple[Labels, dict]:
     "Resume if there is a checkpoint; the positions held out, and the last row of the log."
     cfg, stream = trainer.cfg, trainer.stream
+    for labels in filter(None, {cfg.labels, cfg.heldout}): check_shards(labels)
     if checkpoints(folder/"checkpoint"): resume_run(trainer, folder/"checkpoint")
     held = held_out(cfg.heldout or cfg.labels, 0 if cfg.heldout else cfg.held, cfg.eval_positions,
                     [stream.folder/name for name in stream.rows])
@@ -376,7 +386,18 @@ def train(
     quiet:bool=False,
 )->dict[str, Any]:            # the last evaluation
     "Train until the budget is used up, and write the weights with the lowest held-out regret; Stopped after a signal."
-    say, trainer, folder = speaker(quiet), Pretrainer(cfg), run_folder(cfg)
+    can_write(cfg.out)
+    say, trainer, folder = speaker(quiet), Pretrainer(cfg), make_folder(run_folder(cfg))
+    with locked(folder): return train_in(trainer, folder, quiet, say)
+
+def train_in(
+    trainer:Pretrainer,
+    folder:Path,
+    quiet:bool,
+    say:Callable[..., None],
+)->dict[str, Any]:            # the last evaluation
+    "The training, in a folder that is locked."
+    cfg = trainer.cfg
     held, row = begin(trainer, folder, say)
     progress = bar(None if cfg.minutes else cfg.steps, "steps", quiet, initial=trainer.done)
     with StopRequest() as stop, progress:
@@ -391,6 +412,6 @@ def train(
             say(f"step {row['step']:7,}  {row['minutes']:6.1f} min  {measured}")
         if stop: save_run(trainer, folder/"checkpoint")
     if trainer.progress() < 1: raise Stopped(f"a signal came after {trainer.done} steps; the same command goes on")
-    finish(cfg, trainer, folder)
+    finish(cfg, trainer, folder, row)
     say(f"wrote {cfg.out}")
     return row

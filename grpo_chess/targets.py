@@ -176,8 +176,13 @@ class Stream:
         "Read the present group unless it is in memory; the order of its positions."
         if self.names != (names := self.groups()[self.group]):
             self.labels = join([])                  # room for the next one
-            self.names, self.labels = names, join([read_shard(self.folder/n, self.rows[n]) for n in names])
+            self.names, self.labels = names, self.read(names)
         return np.random.default_rng([self.seed, self.epoch, self.group]).permutation(len(self.labels))
+
+    def read(self, names:list[str])->Labels:
+        "The labels of these shards, which must be as the manifest says."
+        sums = {s["name"]: s.get("sha256", "") for s in read_manifest(self.folder)["shards"]}
+        return join([read_shard(self.folder/n, self.rows[n], sums.get(n, "")) for n in names])
 
     def next(self)->tuple[Labels, np.ndarray]:
         "The next batch: labels, and which of them."

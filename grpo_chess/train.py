@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import dataclasses
-import fcntl
-import json
 import math
 import os
+import shutil
+import signal
 import sys
 import time
 import uuid
@@ -29,31 +30,33 @@ from lightning_fabric import Fabric
 from torch import nn
 
 # %% auto #0
-__all__ = ['USER_ERRORS', 'RunError', 'GuardStop', 'Own', 'needs_engine', 'engine_share', 'untrained', 'initial_model',
-           'make_trainer', 'resume_from', 'run_folder', 'locked', 'identity', 'read_identity', 'check_identity',
+__all__ = ['USER_ERRORS', 'FEW', 'LONG', 'RunError', 'GuardStop', 'Own', 'needs_engine', 'engine_share', 'untrained',
+           'initial_model', 'make_trainer', 'resume_from', 'run_folder', 'identity', 'read_identity', 'check_identity',
            'open_run', 'Log', 'steps_left', 'ends_before', 'agree', 'progress_text', 'why_ended', 'train_loop',
-           'Outcome', 'Results', 'Finish', 'all_or_none', 'describe_run', 'start_fabric', 'check_start', 'run', 'work',
-           'main']
+           'Outcome', 'Results', 'Finish', 'all_or_none', 'follow_agent', 'in_words', 'describe_run', 'start_fabric',
+           'check_start', 'run', 'work', 'main']
 
 # %% ../nbs/11_train.ipynb #f117001b
 from .batch import make_fabric
 from .board import PositionError
 from .checkpoint import (
-    CheckpointError, checkpoints, load_checkpoint, read_weights, save_checkpoint, save_weights)
-from .config import Config, ConfigError, from_values, parse, read_settings, write_settings
+    CheckpointError, checkpoints, load_checkpoint, read_weights, save_checkpoint, save_weights, weight_bytes)
+from .config import Config, ConfigError, from_values, parse, read_settings, settings_text, write_settings
 from .engine import EngineConfig, EngineError, EnginePool, engine_name, usable_cores
+from .files import (
+    append_row, beside, each_row, flush, locked, move_aside, named, open_json, sealed_json, trim_log,
+    without_home, write_new, write_whole)
 from .live import LivePanel, TimeBar, in_notebook
 from .matches import MatchResult
 from grpo_chess.model import (
     MODELS, ChessTransformer, NoLegalMove, Policy, WeightsError, load_model, n_params, pretrained,
     shipped)
 from .own import Starts, Value, check_model, check_positions, check_reward
-from .panel import read_metrics
 from .players import ArenaError
 from .positions import start_positions
 from .report import matches_of, report_text, write_report
 from .reward import Judge
-from .settings import EndedEarly, Stopped, StopRequest, one_line, run_command, write_whole
+from .settings import EndedEarly, Stopped, StopRequest, one_line, run_command
 from .tracking import Tracker
 from .trainer import NotFinite, Trainer
 
@@ -120,34 +123,31 @@ def make_trainer(cfg:Config, fabric:Fabric, model:nn.Module, pool:EnginePool|Non
     draw(0, trainer.first, 1)
     return trainer
 
-def resume_from(trainer:Trainer, folder:Path)->None:
-    "Load the newest checkpoint that can be read; RunError if there is none."
-    found = checkpoints(folder)
-    if not found: raise RunError(f"{folder.parent} has no checkpoint to resume from")
+def resume_from(trainer:Trainer, run:Path)->None:
+    "Load the newest checkpoint that is whole, and set aside those after it; the first step, if none was made yet."
+    found, damaged, log = checkpoints(run/"checkpoint"), list[Path](), run/"metrics.jsonl"
+    if not found and not (log.exists() and any(row is not None for row, _ in each_row(log))): return
+    if not found:
+        last = max(row.get("step", 0) for row, _ in each_row(log) if row)
+        if last < trainer.tcfg.checkpoint_every: return
+        raise RunError(f"{run} has no checkpoint to resume from, and {last + 1} steps in its log; to do all of them "
+                       f"again, move {log} away")
     for path in reversed(found):
-        try: return load_checkpoint(trainer, path)
+        try: load_checkpoint(trainer, path)
         except (CheckpointError, WeightsError) as e:
             if path == found[0]: raise
             print(f"{e}; trying the one before it", file=sys.stderr)
+            damaged.append(path)
+            continue
+        if trainer.fabric.is_global_zero: damaged = [move_aside(p) for p in damaged]
+        return
 
 # %% ../nbs/11_train.ipynb #6ef2e0c8
 def run_folder(cfg:Config, label:str)->Path:                # not made yet
     "Where a new run will live; RunError if something is there already."
-    folder = Path(cfg.out).expanduser()/(cfg.name or f"{label}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = Path(os.path.expanduser(cfg.out))/(cfg.name or f"{label}-{time.strftime('%Y%m%d-%H%M%S')}")
     if folder.exists(): raise RunError(f"{folder} exists: continue it with --resume {folder}, or choose another --name")
     return folder
-
-@contextlib.contextmanager
-def locked(folder:Path)->Iterator[None]:
-    "RunError if another process trains in this folder; the lock ends with the process that has it."
-    try: handle = os.open(folder, os.O_RDONLY)
-    except OSError as e: raise RunError(f"cannot open {folder}: {e.strerror}") from None
-    try:
-        try: fcntl.flock(handle, fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except BlockingIOError: raise RunError(f"another process is training in {folder}") from None
-        except OSError: pass                                 # a file system without locks
-        yield
-    finally: os.close(handle)
 
 # %% ../nbs/11_train.ipynb #f1170016
 def identity(cfg:Config, fabric:Fabric, own:Own)->dict[str, Any]:
@@ -159,10 +159,9 @@ def identity(cfg:Config, fabric:Fabric, own:Own)->dict[str, Any]:
 
 def read_identity(folder:Path)->dict[str, Any]:
     "What an earlier process wrote; RunError if it cannot be read."
-    try: known = json.loads((folder/"run.json").read_text("utf-8"))
-    except (OSError, ValueError) as e: raise RunError(f"cannot resume {folder}: run.json is damaged ({e})") from None
-    if not isinstance(known, dict): raise RunError(f"cannot resume {folder}: run.json is damaged")
-    return known
+    try: return open_json((folder/"run.json").read_bytes())
+    except (OSError, ValueError, RecursionError) as e:
+        raise RunError(f"cannot resume {folder}: run.json is damaged ({e})") from None
 
 def check_identity(folder:Path, found:dict[str, Any])->dict[str, Any]:
     "The identity of a run that is resumed; RunError if it would go on as another."
@@ -179,44 +178,77 @@ def check_identity(folder:Path, found:dict[str, Any])->dict[str, Any]:
 
 # %% ../nbs/11_train.ipynb #f1170008
 def open_run(folder:Path, cfg:Config, start:nn.Module, known:dict[str, Any], new:bool)->None:
-    "Make the folder of a new run and write what it begins with; of a resumed one, write its settings anew."
-    try: (folder/"games").mkdir(parents=True, exist_ok=not new)
-    except FileExistsError: raise RunError(f"{folder} exists: another process has just begun there") from None
-    except OSError as e: raise RunError(f"cannot make {folder}: {e.strerror}") from None
-    if new: save_weights(start, folder/"start.safetensors")
-    write_whole(folder/"run.json", json.dumps(known, indent=1) + "\n")
-    write_settings(folder, cfg)
+    "Make the folder of a new run, whole or not at all; of a resumed one, write its settings anew."
+    about = sealed_json(known)
+    if not new:
+        write_whole(folder/"run.json", about)
+        return write_settings(folder, cfg)
+    made = {"start.safetensors": weight_bytes(start, folder), "run.json": about.encode(),
+            "config.yaml": settings_text(cfg).encode(), "metrics.jsonl": b""}
+    tmp = beside(folder)
+    try:
+        with named(folder):
+            (tmp/"games").mkdir(parents=True)
+            for name, data in made.items(): write_new(tmp/name, data)
+            flush(tmp)
+            tmp.rename(folder)
+            flush(folder.parent)
+    except OSError as e:
+        taken = folder.exists() and tmp.exists()
+        shutil.rmtree(tmp, ignore_errors=True)
+        if taken: raise RunError(f"{folder} exists: another process has just begun there") from None
+        raise RunError(f"cannot make {folder}: {e.strerror}") from None
 
 # %% ../nbs/11_train.ipynb #f1170017
+FEW, LONG = 2_000, 20_000       # rows in memory, and rows that a report is made from, at most
+
 class Log:
-    "metrics.jsonl, and W&B when asked; only the first process writes."
+    "metrics.jsonl, and W&B when asked; only the first process writes. Rows stay on the disk: a run may have millions."
     def __init__(self, folder:Path|None, cfg:Config, done:int=0, wandb_id:str|None=None):
-        self.rows:list[dict] = []
-        self.file:Any = None
+        self.path, self.count, self.apart = None if folder is None else folder/"metrics.jsonl", 0, 1
+        self.rows:list[dict] = []           # for pictures while it runs: all, or of many every so-manyth and the last
         self.tracker:Tracker|None = None
-        if folder is None: return
-        path = folder/"metrics.jsonl"
-        if path.exists(): self.rows = [r for r in read_metrics(path) if r["step"] < done]  # the rest is done again
-        write_whole(path, "".join(json.dumps(r) + "\n" for r in self.rows))
-        self.file = path.open("a")
+        if self.path is None or folder is None: return
+        if lost := trim_log(self.path, done, done):
+            print(f"{self.path}: {lost} of {done} rows are damaged or missing; what there was is set aside, and the "
+                  "run goes on without them", file=sys.stderr)
+        for row, _ in each_row(self.path): self.remember(row or {})
         if cfg.track == "wandb":
-            self.tracker = Tracker(folder, dataclasses.asdict(cfg), wandb_id or "", self.rows)
+            self.tracker = Tracker(folder, without_home(dataclasses.asdict(cfg)), wandb_id or "", self.rows)
 
     def write(self, row:dict)->None:
         "One row, handed to the system before the next step begins."
-        if self.file is None: return
+        if self.path is None: return
         def for_json(value): return None if isinstance(value, float) and not math.isfinite(value) else value
-        self.rows.append({name: for_json(value) for name, value in row.items()})
-        self.file.write(json.dumps(self.rows[-1]) + "\n")
-        self.file.flush()
+        self.remember({name: for_json(value) for name, value in row.items()})
+        append_row(self.path, self.rows[-1])
         if self.tracker: self.tracker.row(self.rows[-1])
+
+    def remember(self, row:dict)->None:
+        "Keep the newest row, and at most `FEW` of those before it."
+        if self.rows and (self.count - 1) % self.apart: self.rows.pop()
+        self.rows.append(row)
+        self.count += 1
+        if len(self.rows) > FEW:
+            self.rows[:], self.apart = [*self.rows[:-1:2], row], 2*self.apart
+
+    def history(self)->list[dict]:
+        "All rows from the disk; of very many every so-manyth, with plies, seconds and guards of those between."
+        if self.path is None or not self.path.exists(): return []
+        found = (row for row, _ in each_row(self.path) if row)
+        apart, rows = -(-sum(1 for _ in each_row(self.path))//LONG) or 1, list[dict]()
+        for i, row in enumerate(found):
+            if i % apart == 0: rows.append(row)
+            else:
+                for name in ("plies", "seconds"): rows[-1][name] += row[name]
+                rows[-1]["guard"] = "; ".join(filter(None, (rows[-1].get("guard"), row.get("guard"))))
+        return rows
 
     def checkpoint(self, path:Path|None, trainer:Trainer, last:bool)->None:
         "Tell W&B of a checkpoint."
         if self.tracker and self.rows: self.tracker.checkpoint(path, trainer.games, last)
 
     def close(self)->None:
-        if self.file: self.file.close()
         if self.tracker: self.tracker.close()
 
 # %% ../nbs/11_train.ipynb #f117000a
@@ -327,8 +359,9 @@ class Results:
     def report(self, why:str, note:str="", matches:dict[str, MatchResult]|None=None)->str:
         "Write the report, and return it."
         old = "the network that the run was given" if self.own.model is not None else ""
-        text = report_text(self.folder.name, self.cfg, self.log.rows, matches, (why, note), self.about, old)
-        write_report(self.folder, text, self.log.rows, matches)
+        rows = self.log.history()
+        text = report_text(self.folder.name, self.cfg, rows, matches, (why, note), self.about, old)
+        write_report(self.folder, text, rows, matches)
         return text
 
     def keep_weights(self)->None:
@@ -363,7 +396,8 @@ class Finish(Results):
             except Exception as e: note, error = f"The matches failed: {one_line(e)}", e
             text = self.report(why, note, matches)
         if self.log.tracker: self.log.tracker.finished({title: match.summary() for title, match in matches.items()})
-        outcome = Outcome(self.folder, self.trainer.kept, self.log.rows, matches, text, f"{why} {note}".strip(), status)
+        ended = f"{why} {note}".strip()
+        outcome = Outcome(self.folder, self.trainer.kept, self.log.history(), matches, text, ended, status)
         self.say("\n" + outcome._repr_markdown_())
         if error: raise error
         return outcome
@@ -384,6 +418,20 @@ def all_or_none(fabric:Fabric)->Iterator[None]:
     failed, = agree(fabric, error is not None)
     if error is not None: raise error
     if failed: raise RunError("another process could not start")
+
+def follow_agent()->None:
+    "Under torchrun: a SIGTERM when its agent is gone, so that no process trains on alone."
+    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ: return
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)          # 1 = PR_SET_PDEATHSIG
+    if os.getppid() == 1: raise RunError("torchrun has ended")
+
+def in_words(error:Exception)->Exception:
+    "What went wrong with another process of this run, in place of what a library says of its connection to it."
+    words = ("gloo", "nccl", "connection closed", "connection reset", "timed out waiting", "broken pipe")
+    ours = not torch.distributed.is_initialized() or not isinstance(error, RuntimeError)
+    if ours or not any(w in str(error).lower() for w in words): return error
+    return RunError("another process of this run has ended or does not answer; --resume goes on from the last "
+                    "checkpoint")
 
 def describe_run(cfg:Config, fabric:Fabric, trainer:Trainer, own:Own)->str:
     "Who plays, who judges, and where, in one line."
@@ -424,7 +472,7 @@ def run(
     positions:Any=None,         # your own: boards or FENs, or a function (step, first, n) -> boards
 )->Outcome:
     "Train, report, let the new policy play the old one, and report again."
-    started, own, resume = time.monotonic(), Own(model, reward, positions), str(resume)
+    started, own, resume = time.monotonic(), Own(model, reward, positions), os.path.expanduser(resume)
     if not (cfg or resume): raise ConfigError("run needs settings, preset('tiny') for one, or a run to resume")
     cfg = cfg or from_values(read_settings(Path(resume)))
     if model is not None: cfg = dataclasses.replace(cfg, init="")
@@ -442,7 +490,7 @@ def run(
             start = initial_model(cfg, model, resume)
             old = copy.deepcopy(start)
             trainer = make_trainer(cfg, fabric, start, pool, own)
-            if resume: resume_from(trainer, Path(resume)/"checkpoint")
+            if resume: resume_from(trainer, Path(resume))
         if folder: open_run(folder, cfg, old, known, not resume)
         if folder and not resume: stack.enter_context(locked(folder))
         log = stack.enter_context(contextlib.closing(Log(folder, cfg, trainer.done, known["wandb"])))
@@ -450,14 +498,15 @@ def run(
         finish = Finish(cfg, trainer, folder, log, own, about, pool, old, say) if folder else None
         try: why, status = train_loop(fabric, trainer, cfg, folder, log, started, quiet)
         except Exception as e:
-            if finish: finish.failed(e)
-            raise
+            if finish: finish.failed(in_words(e))
+            raise in_words(e) from e
         return finish.done(why, status) if finish else Outcome(None, trainer.kept, why=why, status=status)
 
 # %% ../nbs/11_train.ipynb #8f7baeca
 def work(argv:list[str])->None:
     "A run from a command line."
     warnings.filterwarnings("ignore", module="lightning_fabric")
+    follow_agent()
     try:
         cfg, how = parse(argv)
         outcome = run(cfg, **how)

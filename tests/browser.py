@@ -39,7 +39,8 @@ const done = arguments[arguments.length - 1];
   return 'ran';
 })().then(done, e => done('failed: ' + e));
 """
-LOOK = """
+BADGE = "https://colab.research.google.com/assets/colab-badge.svg"  # not to be had without a network
+LOOK = f"const BADGE = {json.dumps(BADGE)};" + """
 const cells = window.jupyterapp.shell.currentWidget.content.widgets;
 const shown = (n) => n && n.offsetParent !== null;
 return {
@@ -56,7 +57,7 @@ return {
   brokenMath: [...document.querySelectorAll('mjx-merror, [data-mjx-error], .MathJax_Error')]
                  .map(n => n.innerText.slice(0, 120)),
   brokenImages: [...document.querySelectorAll('.jp-Notebook img')]
-                 .filter(n => n.complete && n.naturalWidth === 0 && n.src)
+                 .filter(n => n.complete && n.naturalWidth === 0 && n.src && n.src !== BADGE)
                  .map(n => n.src.slice(0, 120)),
   deadLinks: [...document.querySelectorAll('.jp-Notebook a.jp-mod-broken')].map(n => n.href)
 };

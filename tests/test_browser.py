@@ -39,10 +39,19 @@ def move(lab, picture, handle, how):
     return None
 
 
+def step_through(lab, viewer):
+    "What a group of siblings says after a click on its button."
+    lab.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", viewer)
+    next(b for b in viewer.find_elements("css selector", "button") if b.text == "›").click()
+    return viewer.find_element("css selector", ".gc-where").text[:10]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_page_runs_and_its_sliders_redraw(lab, page, capsys):
     wrong = lab.run(page)
     assert not wrong, f"{page} in a browser: {wrong}"
+    for viewer in lab.browser.find_elements("css selector", ".gc"):
+        assert step_through(lab, viewer) == "after 1 of", f"{page}: a group of siblings does not step"
     figures = lab.figures()
     assert figures, f"{page} shows no live figure"
     for i, (picture, handles) in enumerate(figures):

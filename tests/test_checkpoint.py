@@ -1,11 +1,17 @@
 "Checkpoints: a resumed run equals the one that never stopped, and what is damaged, broken or foreign is refused."
+import os
+import subprocess
+
 import pytest
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
+from safetensors.torch import save
 from torch import nn
 
-from grpo_chess.checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
+from grpo_chess.checkpoint import (
+    CheckpointError, checkpoints, load_checkpoint, read_weights, save_checkpoint, save_weights)
+from grpo_chess.files import SUMS, digest
 from grpo_chess.guards import GuardConfig
 from grpo_chess.model import MODELS, WeightsError, load_model
 from grpo_chess.trainer import NotFinite
@@ -125,7 +131,8 @@ def test_a_model_of_ones_own_trains_and_resumes(tmp_path):
     with pytest.raises(WeightsError, match="another shape than this Linear"):
         load_checkpoint(make(net=nn.Linear(2, 2)), checkpoints(tmp_path)[-1])
     (checkpoints(tmp_path)[-1]/"model.safetensors").write_bytes(b"no")
-    with pytest.raises(WeightsError, match="not a safetensors file"): load_checkpoint(again, checkpoints(tmp_path)[-1])
+    with pytest.raises(CheckpointError, match="not as it was written"):
+        load_checkpoint(again, checkpoints(tmp_path)[-1])
 
 def test_what_a_model_of_ones_own_lacks_is_said_in_a_line():
     with pytest.raises(ValueError, match="trainer.freeze = 1 needs a ChessTransformer, not Bag"): bag(freeze=1)
@@ -170,6 +177,43 @@ def test_a_damaged_checkpoint_is_replaced(tmp_path, file):
     load_checkpoint(third, tmp_path/"000002")
     assert torch.equal(weights(third), weights(t))
 
+def seal(path):
+    "Checksums of what is there: for files that were never right."
+    names = [p.name for p in path.iterdir() if p.name != SUMS]
+    (path/SUMS).write_text("".join(f"{digest((path/n).read_bytes())}  {n}\n" for n in names))
+
+class Bomb:
+    "Runs a command when it is read as a pickle."
+    def __init__(self, file): self.file = file
+    def __reduce__(self): return os.system, (f"touch {self.file}",)
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    path = save_checkpoint(make(), tmp_path)
+    torch.save(Bomb(tmp_path/"ran"), path/"state.pt")
+    seal(path)
+    with pytest.raises(CheckpointError, match="cannot be read"): load_checkpoint(make(), path)
+    assert not (tmp_path/"ran").exists()
+
+def test_a_checkpoint_without_checksums_says_how_to_make_them(tmp_path):
+    "One of an earlier version, or one whose list was lost."
+    path = save_checkpoint(make(), tmp_path)
+    (path/SUMS).unlink()
+    with pytest.raises(CheckpointError, match="sha256sum") as e: load_checkpoint(make(), path)
+    subprocess.run(str(e.value).rpartition("them: ")[2], shell=True, check=True)
+    load_checkpoint(make(), path)
+
+def test_anybody_can_check_a_checkpoint(tmp_path):
+    path = save_checkpoint(make(ema=.5), tmp_path)
+    said = subprocess.run(["sha256sum", "-c", SUMS], cwd=path, capture_output=True, text=True)
+    assert said.returncode == 0 and said.stdout.count(": OK") == 3
+
+def test_weights_of_ones_own_that_are_nan_are_refused(tmp_path):
+    net = nn.Linear(2, 2)
+    with torch.no_grad(): net.weight[0, 0] = torch.nan
+    with pytest.raises(WeightsError, match="NaN"): save_weights(net, tmp_path/"x.safetensors")
+    (tmp_path/"x.safetensors").write_bytes(save(net.state_dict()))
+    with pytest.raises(WeightsError, match="NaN"): read_weights(net, tmp_path/"x.safetensors")
+
 def test_a_damaged_checkpoint_is_named(tmp_path):
     t = make()
     t.step()
@@ -177,8 +221,11 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     good = (path/"state.pt").read_bytes()
     for bad in (b"", b"x"*100, good[:len(good)//2]):
         (path/"state.pt").write_bytes(bad)
+        with pytest.raises(CheckpointError, match="000001/state.pt is not as it was"): load_checkpoint(make(), path)
+        seal(path)
         with pytest.raises(CheckpointError, match="000001/state.pt cannot be read"): load_checkpoint(make(), path)
     torch.save(dict(done=1), path/"state.pt")
+    seal(path)
     with pytest.raises(CheckpointError, match="lacks optimizer, precision"): load_checkpoint(make(), path)
 
 def test_an_error_of_our_own_is_not_called_damage(tmp_path, monkeypatch):

@@ -191,3 +191,10 @@ def test_side_lines_are_not_what_was_played(tmp_path):
     (tmp_path/"g.pgn").write_text("1. e4 (1. d4 d5 (1... f5)) 1... e5 2. Nf3 (2. Qh8) 1-0\n")
     a, = converted(tmp_path, files=str(tmp_path/"g.pgn"))
     assert [next(m for m, p in moves_of(a, i).items() if p) for i in range(3)] == ["e2e4", "e2e4", "g1f3"]
+
+def test_null_moves_are_bad_rows(tmp_path):
+    (tmp_path/"n.pgn").write_text(PGN.replace("e5 2. g4 Qh4#", "-- 2. g4 e5"))
+    with pytest.raises(LabelError, match="null move"): converted(tmp_path, files=str(tmp_path/"n.pgn"))
+    evals = dict(fen=["8/8/4k3/8/8/4K3/8/Q7 w - -"], line=["0000"], depth=[9], knodes=[1], cp=[3], mate=[None])
+    pq.write_table(pa.table(evals | dict(mate=pa.array([None], pa.int32()))), tmp_path/"n.parquet")
+    with pytest.raises(LabelError, match="0000 is no legal move"): converted(tmp_path, files=str(tmp_path/"n.parquet"))

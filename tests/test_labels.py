@@ -15,8 +15,10 @@ import pytest
 
 from grpo_chess.board import legal_actions, position_key, tokens
 from grpo_chess.engine import EngineConfig, EngineError, EnginePool
-from grpo_chess.labels import (STALE, UNKNOWN, LabelConfig, LabelError, SelfPlay, draw_moves, join, label, make_folder,
-                               make_shard, read_manifest, read_shard, write_shard)
+from grpo_chess.files import FileError
+from grpo_chess.labels import (
+    STALE, UNKNOWN, LabelConfig, LabelError, SelfPlay, check_shards, draw_moves, join, label, locked_part, make_folder,
+    make_shard, read_manifest, read_shard, write_shard)
 from grpo_chess.reward import MOVE_NAMES, arrange, win_probability
 from made_up import ENV, cli, made_up, same
 
@@ -88,11 +90,38 @@ def test_two_processes_in_one_folder_leave_each_other_s_files_alone(tmp_path):
     make_folder(tmp_path/"both")
     assert young.exists() and not old.exists()
 
+def test_what_is_damaged_is_set_aside_and_made_again(tmp_path, capsys):
+    "A bit in a shard's own header, which no page checksum covers, a shard cut short, a manifest."
+    cfg = LabelConfig(positions=120, rows=40, games=16, out=str(tmp_path/"a"), engine=EngineConfig(processes=1))
+    label(cfg, quiet=True)
+    good = {p.name: p.read_bytes() for p in (tmp_path/"a").iterdir()}
+    for name, place in (("shard-00001.parquet", -300), ("shard-00002.parquet", None), ("manifest.json", 100)):
+        bad = bytearray(good[name])
+        if place is None: del bad[500:]
+        else: bad[place] ^= 2
+        (tmp_path/"a"/name).write_bytes(bad)
+        with pytest.raises(LabelError, match=name) as e:
+            check_shards(tmp_path/"a")
+        assert "\n" not in str(e.value)
+        label(cfg, quiet=True)
+        assert "set aside" in capsys.readouterr().err and (tmp_path/f"a/{name}.damaged").read_bytes() == bad
+        assert {n: (tmp_path/"a"/n).read_bytes() for n in good} == good
+
+def test_the_same_part_is_made_by_one_process(tmp_path):
+    with locked_part(tmp_path, "0/2"), locked_part(tmp_path, "1/2"):
+        for part in ("0/2", "0/1"):
+            with pytest.raises(FileError, match="another process"), locked_part(tmp_path, part): pass
+    with locked_part(tmp_path, "0/1"), pytest.raises(FileError), locked_part(tmp_path, "1/2"): pass
+
+def test_a_manifest_names_files_beside_it(tmp_path):
+    (tmp_path/"manifest.json").write_text('{"shards": [{"name": "../x.parquet", "rows": 3}]}')
+    with pytest.raises(LabelError, match="lists no shards"): read_manifest(tmp_path)
+
 def test_damaged_headers_and_manifests_are_one_line(tmp_path):
     table = pa.table({k: [] for k in ("tokens",)}).replace_schema_metadata({"grpo_chess": "{not json"})
     pq.write_table(table, tmp_path/"x.parquet")
     with pytest.raises(LabelError, match="x.parquet is damaged: its header"): read_shard(tmp_path/"x.parquet")
-    for text, match in (("{", "cannot be read"), ("[]", "lists no shards"), ('{"shards": [3]}', "lists no shards"),
+    for text, match in (("{", "cannot be read"), ("[]", "cannot be read"), ('{"shards": [3]}', "lists no shards"),
                         ('{"shards": [{"name": "a"}]}', "lists no shards")):
         (tmp_path/"manifest.json").write_text(text)
         with pytest.raises(LabelError, match=match) as e: read_manifest(tmp_path)

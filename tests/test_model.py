@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from grpo_chess.board import action_to_move, encode, position_key
-from grpo_chess.model import (CACHED, MODELS, ChessTransformer, ModelConfig, MoveDist, NoLegalMove, Policy,
+from grpo_chess.model import (CACHED, MODELS, WEIGHTS, ChessTransformer, ModelConfig, MoveDist, NoLegalMove, Policy,
                               WeightsError, describe, forward_flops, freeze,
                               load_model, n_params, save_model)
 
@@ -460,3 +460,15 @@ def test_scores_leave_the_head_in_float32():
     table = head["source"].float() @ head["target"].float().transpose(1, 2)/math.sqrt(16)
     plain = legal[1, :1].long()                                                            # a king's move, no promotion
     torch.testing.assert_close(scores[1, :1], table[1].flatten()[net.head.pair[plain]], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", sorted(WEIGHTS.glob("*.safetensors")), ids=lambda p: p.stem)
+def test_the_package_s_weights_know_their_checksums(path, tmp_path):
+    "Any flipped bit of a file is found: in its header every so-manyth byte is tried, and some in the rest."
+    data = path.read_bytes()
+    for at in [*range(0, 1200, 23), *range(1200, len(data), len(data)//20)]:
+        bad = bytearray(data)
+        bad[at] ^= 1 << at % 8
+        (tmp_path/"x.safetensors").write_bytes(bad)
+        with pytest.raises(WeightsError) as e: load_model(tmp_path/"x.safetensors")
+        assert "\n" not in str(e.value)

@@ -202,3 +202,9 @@ def test_models_by_name(tmp_path):
     assert load_player_model("untrained:preset=record").cfg == MODELS["record"]
     first, second, again = (load_player_model(f"untrained:seed={s}", net).head.source.weight for s in (1, 2, 1))
     assert torch.equal(first, again) and not torch.equal(first, second)
+
+@pytest.mark.parametrize("line", ["1. e4 -- 2. d4", "e2e4 0000", "e4 Z0", "e4 @@@@"])
+def test_a_null_move_is_no_opening(tmp_path, line):
+    "python-chess passes the turn, and an engine sees another position than the board."
+    (tmp_path/"n.txt").write_text(line + "\n")
+    with pytest.raises(PositionError, match="cannot be played"): read_openings(tmp_path/"n.txt")

@@ -236,3 +236,9 @@ def test_repetitions_are_still_counted(tmp_path):
 def test_side_lines_that_cross_are_no_crash(tmp_path):
     for moves in ("1. e4 (1. d4)) e5 *", "1. e4 ((1. d4) e5 *", "1. e4 )( e5 *"):
         assert read_positions(write(tmp_path, "x.pgn", moves + "\n"))[0] == chess.Board()
+
+@pytest.mark.parametrize("null", ["--", "Z0"])
+def test_a_null_move_is_no_move(tmp_path, null):
+    "It was passed over, and the next move was pushed for the side that had just moved."
+    (tmp_path/"n.pgn").write_text(f"1. e4 {null} 2. d4 *\n")
+    with pytest.raises(PositionError, match="null move"): read_positions(tmp_path/"n.pgn")

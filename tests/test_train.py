@@ -123,7 +123,8 @@ def finished(tmp_path_factory):
 def test_the_folder_holds_what_it_should(finished):
     folder, done = finished
     have = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    states = {f"checkpoint/{s}/{f}" for s in ("000002", "000004") for f in ("model.safetensors", "state.pt")}
+    files = ("model.safetensors", "state.pt", "SHA256SUMS")
+    states = {f"checkpoint/{s}/{f}" for s in ("000002", "000004") for f in files}
     assert have == states | {"config.yaml", "run.json", "start.safetensors", "metrics.jsonl", "report.md", "report.png",
                              "report.html", "model.safetensors", "games/sampling.pgn", "games/most.pgn"}
     rows = read_metrics(folder/"metrics.jsonl")
@@ -270,7 +271,71 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(finished, tmp_path
     assert main(again) == 0 and "trying the one before" in capsys.readouterr().err
     assert untimed(tmp_path/"d/metrics.jsonl") == untimed(finished[0]/"metrics.jsonl")
     for p in (tmp_path/"d/checkpoint").glob("*/state.pt"): p.write_bytes(b"x")
-    assert main(again) == 2 and "cannot be read" in capsys.readouterr().err
+    assert main(again) == 2 and "not as it was written" in capsys.readouterr().err
+
+def test_a_flipped_bit_anywhere_changes_no_run(finished, tmp_path, capsys):
+    "The newest checkpoint is set aside, a row is left out and said to be, the rest is refused in one line."
+    def damaged(file):
+        folder = tmp_path/file.replace("/", "-")
+        shutil.copytree(finished[0], folder)
+        data = bytearray((folder/file).read_bytes())
+        data[len(data)//2] ^= 16
+        (folder/file).write_bytes(data)
+        status = main(["--resume", str(folder), "--match.games", "0"])
+        return folder, status, capsys.readouterr().err.strip()
+    for file in ("model.safetensors", "state.pt", "SHA256SUMS"):
+        folder, status, err = damaged(f"checkpoint/000004/{file}")
+        assert status == 0 and "trying the one before it" in err and (folder/"checkpoint/000004.damaged").exists()
+        assert untimed(folder/"metrics.jsonl") == untimed(finished[0]/"metrics.jsonl")
+        assert (folder/"model.safetensors").read_bytes() == (finished[0]/"model.safetensors").read_bytes()
+    folder, status, err = damaged("metrics.jsonl")
+    assert status == 0 and "1 of 4 rows are damaged or missing" in err and (folder/"metrics.jsonl.damaged").exists()
+    assert len(read_metrics(folder/"metrics.jsonl")) == 3 and "4 of 4 steps" in (folder/"report.md").read_text()
+    for file in ("config.yaml", "run.json", "start.safetensors"):
+        folder, status, err = damaged(file)
+        assert status == 2 and len(err.splitlines()) == 1 and err.startswith("error: "), err
+
+def test_a_run_without_a_checkpoint_begins_again(finished, tmp_path, capsys):
+    "It was neither resumable nor new. One whose checkpoints were deleted is another matter."
+    for name, rows in (("killed", 1), ("deleted", 4)):
+        shutil.copytree(finished[0], tmp_path/name)
+        shutil.rmtree(tmp_path/name/"checkpoint")
+        log = tmp_path/name/"metrics.jsonl"
+        log.write_text("".join(log.read_text().splitlines(True)[:rows]))
+    assert main(["--resume", str(tmp_path/"killed"), "--match.games", "0"]) == 0
+    assert untimed(tmp_path/"killed/metrics.jsonl") == untimed(finished[0]/"metrics.jsonl")
+    assert main(["--resume", str(tmp_path/"deleted")]) == 2
+    assert "no checkpoint to resume from, and 4 steps in its log" in capsys.readouterr().err
+    assert len(read_metrics(tmp_path/"deleted/metrics.jsonl")) == 4
+
+def test_a_long_run_keeps_its_rows_on_the_disk(tmp_path, monkeypatch):
+    "The report reads every so-manyth of them, with the plies and the seconds of those between."
+    monkeypatch.setattr(train, "LONG", 5)
+    result = run(parse([*TINY, "--trainer.steps", "12", "--out", str(tmp_path), "--name", "l"])[0], quiet=True)
+    every = read_metrics(tmp_path/"l/metrics.jsonl")
+    assert len(every) == 12 and [r["step"] for r in result.rows] == [0, 3, 6, 9]
+    assert sum(r["plies"] for r in result.rows) == sum(r["plies"] for r in every)
+    monkeypatch.setattr(train, "FEW", 4)
+    log = train.Log(tmp_path/"l", preset(), 12)
+    assert [r["step"] for r in log.rows] == [0, 4, 8, 11]
+
+def test_nothing_that_a_run_leaves_names_its_user(tmp_path, monkeypatch):
+    "No home, no user, no machine, no secret of the environment; paths below the home begin with ~."
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_API_KEY", "secret-0123456789")
+    assert main([*TINY, *MATCH, "--out", f"{tmp_path}/runs", "--name", "n"]) == 0
+    words = [str(tmp_path).encode(), b"secret-0123456789", os.uname().nodename.encode()]
+    words = [w for w in words if len(w) > 3]                                # two letters stand in any picture
+    for path in (tmp_path/"runs").rglob("*"):
+        if path.is_file(): assert not [w for w in words if w in path.read_bytes()], path
+    assert "out: ~/runs" in (tmp_path/"runs/n/config.yaml").read_text()
+    assert main(["--resume", str(tmp_path/"runs/n"), "--match.games", "0"]) == 0
+
+def test_a_run_asks_no_network(tmp_path, monkeypatch):
+    import socket
+    def refused(*args, **kw): raise AssertionError("a run opened a connection")
+    for name in ("connect", "connect_ex", "sendto"): monkeypatch.setattr(socket.socket, name, refused)
+    assert main([*TINY, *MATCH, "--out", str(tmp_path), "--name", "n"]) == 0
 
 def test_settings_that_were_cut_short_are_refused(finished, tmp_path, capsys):
     shutil.copytree(finished[0], tmp_path/"c")
@@ -395,7 +460,7 @@ def test_a_folder_belongs_to_one_process(tmp_path, capsys):
     for args in (["--resume", str(folder)], [*TINY, "--out", str(tmp_path), "--name", "one"]):
         assert main(args) == 2
         err = capsys.readouterr().err.strip()
-        assert len(err.splitlines()) == 1 and ("another process is training" in err or "exists" in err), err
+        assert len(err.splitlines()) == 1 and ("another process is working" in err or "exists" in err), err
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     assert main(["--resume", str(folder), "--trainer.steps", "1"]) == 0             # the lock went with its process

@@ -266,7 +266,11 @@ function renderPlay({ model, el }) {
   const slider = make("input", { type: "range", min: 0, max: 2, step: 0.05, "aria-label": "temperature" }, heat);
   const number = make("output", {}, heat);
   slider.addEventListener("input", () => { number.textContent = Number(slider.value).toFixed(2); });
-  slider.addEventListener("change", () => say("temperature", { value: Number(slider.value) }));
+  let asked = null;                                            // a temperature that Python has not answered yet
+  slider.addEventListener("change", () => {
+    asked = Number(slider.value);
+    say("temperature", { value: asked });
+  });
   const thinks = make("label", { class: "gc-row" }, right);
   const tick = make("input", { type: "checkbox" }, thinks);
   make("span", {}, thinks, "show what the policy would play here");
@@ -278,8 +282,9 @@ function renderPlay({ model, el }) {
       { uci: t.uci, width: 3 + 9 * t.p, opacity: 0.35 + 0.5 * t.p, title: `${t.san} ${(100 * t.p).toFixed(0)} %` })) });
     message.textContent = view.message;
     message.classList.toggle("gc-wrong", view.wrong);
-    slider.value = view.temperature;
-    number.textContent = view.temperature.toFixed(2);
+    if (asked === view.temperature || view.wrong) asked = null;
+    if (asked === null) slider.value = view.temperature;         // an older answer must not move the slider back
+    number.textContent = Number(slider.value).toFixed(2);
     tick.checked = view.shown;
     list.replaceChildren();
     for (const t of view.thoughts) {
