@@ -7,11 +7,12 @@ __all__ = ['METRICS', 'FOREIGN', 'ALIASES', 'PANEL', 'names_of', 'read_metrics',
            'add_legend', 'draw_line', 'show_clip']
 
 # %% ../nbs/07_panel.ipynb #e0cee21f
-import json
 import math
 from pathlib import Path
 
 import numpy as np
+
+from .files import read_rows
 
 # %% ../nbs/07_panel.ipynb #0dfc5cf2
 METRICS = {   # column: (meaning, the record's name): is it learning?
@@ -150,12 +151,10 @@ def names_of(
 def read_metrics(
     path:str|Path,     # metrics.jsonl
 )->list[dict]:         # one row a step; a half-written last line is dropped
-    "Rows of a run's log; ValueError names a line that is not JSON."
-    rows, lines = [], Path(path).read_text().splitlines()
-    for i, line in enumerate(lines):
-        try: rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if i < len(lines)-1: raise ValueError(f"{path}, line {i+1}: not JSON: {line[:60]!r}") from None
+    "Rows of a run's log; ValueError names a line that is not JSON, or no longer what was written."
+    rows, damaged = read_rows(path)
+    if damaged and damaged[0] < len(rows) + len(damaged):
+        raise ValueError(f"{path}, line {damaged[0]}: not JSON, or not as it was written")
     return rows
 
 def column(
