@@ -416,7 +416,8 @@ class Rehearsal(Gradients):
         self.check_finite(found["total"], norm)
         self.move()
         row = dict(loss=found["total"], ppo_loss=found["policy"], kl_term=loss.kl_coef*found["kl"],
-                   entropy_term=-loss.entropy_coef*found["entropy"], kl_exact=found["kl_exact"], grad_norm=norm)
+                   entropy_term=-loss.entropy_coef*found["entropy"], kl_exact=found["kl_exact"], grad_norm=norm,
+                   entropy_gap=math.nan)
         return row | {name: float(np.mean([s[name] for s in seen])) for name in seen[0]}
 
 # %% ../nbs/07_trainer.ipynb #da9f1262
