@@ -2,6 +2,7 @@
 # make test    runs all tests and all notebooks
 # make test-browser  opens the pages in JupyterLab and a headless Chromium and moves every slider; installs Chromium if there is none
 # make test-gui  plays against the engine in xboard on a virtual screen; installs xboard and the screen if there are none
+# make docs    builds the site in _docs from the stored notebooks; nothing is executed, and after the first time nothing is fetched
 # make export  after editing a notebook: clean it, export the library, refresh the README
 # All make .venv (PYTHON=python3.12 chooses the interpreter), install what constraints.txt pins and find or install Stockfish, once.
 
@@ -14,7 +15,7 @@ export PYTHON
 export GOMP_SPINCOUNT ?= 1000
 ARGS ?=
 
-.PHONY: train test test-browser test-gui export engine browser gui
+.PHONY: train test test-browser test-gui docs export engine browser gui
 
 train: .venv/.ready engine
 	$(PY) -m grpo_chess.train $(ARGS)
@@ -27,6 +28,10 @@ test-browser: .venv/.ready engine browser
 
 test-gui: .venv/.ready gui
 	$(PY) -m pytest tests/test_gui.py -n 0 -rs $(ARGS)
+
+docs: .venv/.ready
+	@.ci/setup docs
+	$(PY) .ci/site.py _docs
 
 export: .venv/.ready
 	for f in nbs/*.ipynb nbs/*/*.ipynb; do .venv/bin/nbdev_clean --fname $$f; done

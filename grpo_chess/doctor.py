@@ -265,7 +265,7 @@ def parse(argv:list[str])->tuple[list[str], DoctorConfig]:
         return "=".join([re.sub(r"(?<=\w)-", "_", key), *value]) if key[:2] == "--" else word
     words = [plain(word) for word in rest]
     cfg = parse_settings(DoctorConfig, words, "python -m grpo_chess.doctor RUN ...")
-    if not runs: raise ConfigError("name a run: python -m grpo_chess.doctor RUN ... (a folder, a file or wandb://…)")
+    if not runs: raise ConfigError("name a run: a folder, a file or wandb:ENTITY/PROJECT/RUN")
     if cfg.compare and len(runs) != 2: raise ConfigError(f"--compare needs two runs, found {len(runs)}")
     if cfg.output and len(runs) > 1 and not cfg.compare: raise ConfigError("--output takes one run at a time")
     return runs, cfg

@@ -208,7 +208,7 @@ def off_floor(
 )->tuple[np.ndarray, np.ndarray, str]:     # steps, 1 where the ratio is off its floor, the column that says so
     "Where the policy of the loss is not the policy that sampled, before any update."
     bounds = dict(ratio_error=AT_FLOOR, logp_gap_max=2e-2, logp_gap_mean=2e-3, kl_exact=2e-4, approx_kl=2e-4,
-                  clip_region=2e-3, clip_low=2e-3, clip_high=2e-3, is_ratio_mean=5e-3, mean_ratio=5e-3)
+                  clip_region=2e-3, clip_binding=2e-3, clip_low=2e-3, is_ratio_mean=5e-3, mean_ratio=5e-3)
     name = history.first(*bounds)
     if not name: return np.empty(0), np.empty(0), ""
     steps, values = history.finite(name)
@@ -224,15 +224,17 @@ def first_numbers(
     steps:int=FIRST,      # to average
 )->Numbers:
     "The numbers of the first steps, whatever a trainer calls them."
-    seen = history.finite(history.first("approx_kl", "kl_exact", "clip_region", "mean_ratio", "logp_gap_mean"))[0]
+    seen = history.finite(history.first("approx_kl", "kl_exact", "clip_region", "clip_binding", "mean_ratio",
+                                       "logp_gap_mean"))[0]
     last = float(seen[min(steps, len(seen)) - 1]) if len(seen) else -1.
     def at(*names:str)->float: return next((x for n in names if math.isfinite(x := early(history, n, last))), math.nan)
     kl, gap = at("kl_exact", "approx_kl"), at("logp_gap_mean")
     if not math.isfinite(kl): kl = math.pi*gap**2/4      # of a normal log-ratio with this mean size
-    low, high = at("clip_low"), at("clip_high")
-    clip = at("clip_region")
-    return Numbers(clip if math.isfinite(clip) else low + high, kl, at("mean_ratio", "is_ratio_mean"), at("ess"),
-                   low, high, at("entropy_loss") - at("entropy"), at("entropy"))
+    low, high, clip = at("clip_low"), at("clip_high"), at("clip_region")
+    if not math.isfinite(clip): clip = low + high
+    if not math.isfinite(clip):        # TRL and verl count those that bind: about half, as the advantage's sign is free
+        low, high, clip = 2*at("clip_binding_low"), 2*at("clip_binding_high"), 2*at("clip_binding")
+    return Numbers(clip, kl, at("mean_ratio", "is_ratio_mean"), at("ess"), low, high, at("entropy_gap"), at("entropy"))
 
 # %% ../nbs/07_firststep.ipynb #7f800eb1
 def samples_of(history:History)->float:
@@ -290,7 +292,7 @@ def fit_table(fits:list[Fit])->str:
     return "\n".join(head + [f"| {f.title} | {f.chi2:.1f} | {f.seen} | {f.weight:.0%} |" for f in fits])
 
 # %% ../nbs/07_firststep.ipynb #2fc28eba
-@check("ratio_error|approx_kl|kl_exact|clip_region|clip_low|logp_gap_mean|mean_ratio")
+@check("ratio_error|approx_kl|kl_exact|clip_region|clip_binding|logp_gap_mean|mean_ratio")
 def first_step(history:History)->Finding|None:
     "Is the ratio at its floor before the first update, and if not, which cause explains the numbers?"
     steps, off, name = off_floor(history)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,19 @@ import chess
 import torch
 
 from .board import action_to_move, encode, parse_fen, terminal
+from .config import MAY_CHANGE, Config, from_values, read_settings
 from .engine import EngineConfig, EnginePool
 from .matches import JudgeConfig, MatchResult, play_match
 from .model import Policy
 from .players import (
     ArenaError, Player, engine_player, load_player_model, needs_engine, policy_player, random_openings, random_player,
     read_name, weak_engine_player)
+from .settings import ConfigError, flatten
 from .stats import MIN_GAMES
+from .train import Outcome, run
 
 # %% auto #0
-__all__ = ['LoadedPolicy', 'load', 'Match', 'named_player', 'match']
+__all__ = ['LoadedPolicy', 'load', 'Match', 'named_player', 'match', 'begin_or_resume']
 
 # %% ../nbs/11_front.ipynb #f11f0006
 @dataclass(frozen=True)
@@ -108,3 +112,19 @@ def match(
     ends = f"adjudicated at depth {JudgeConfig().depth}" if adjudicate else "by the rules of chess"
     how = f"{len(openings)} random openings (seed {seed}), each with both colours, at most {max_plies} plies, {ends}"
     return Match(result.games, result.names, how)
+
+# %% ../nbs/11_front.ipynb #a11fe011
+def begin_or_resume(
+    cfg:Config,                 # with a name
+    **how,                      # as for `run`
+)->Outcome:
+    "Begin the run of this name, or go on with it; ConfigError names a setting that would make it another run."
+    if not cfg.name: raise ConfigError("a run that is to be resumed needs a name")
+    folder = Path(cfg.out).expanduser()/cfg.name
+    if not folder.exists(): return run(cfg, **how)
+    began, wanted = read_settings(folder), flatten(dataclasses.asdict(cfg))
+    for key, value in wanted.items():
+        if key not in (*MAY_CHANGE, "name", "out") and began[key] != value:
+            raise ConfigError(f"{cfg.name} began with {key} = {began[key]}, and this is {value}: choose another name")
+    changes = {key: wanted[key] for key in MAY_CHANGE}
+    return run(from_values(began | changes), resume=folder, **how)

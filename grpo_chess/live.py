@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .panel import draw_panel
 
 # %% auto #0
-__all__ = ['COST', 'LEAST', 'remaining', 'share', 'TimeBar', 'in_notebook', 'panel_png', 'LivePanel']
+__all__ = ['COST', 'LEAST', 'remaining', 'share', 'TimeBar', 'progress_text', 'in_notebook', 'panel_png', 'LivePanel']
 
 # %% ../nbs/11_live.ipynb #11fb9f76
 def remaining(
@@ -63,6 +63,14 @@ class TimeBar(tqdm):
         left = "?" if math.isinf(seconds) else tqdm.format_interval(seconds) + " to the time limit"*late
         part = share(int(self.n), self.steps, now - self.begun, self.limit - now)
         return known | dict(n=part*self.steps, rate=rate, left=left, of=f"{self.n}/{self.steps}")
+
+# %% ../nbs/11_live.ipynb #11fb0a57
+def progress_text(row:dict)->dict[str, str]:
+    "The few numbers that matter."
+    known = math.isfinite(row["expected_regret"])
+    good = dict(regret=f"{row['expected_regret']:.3f}") if known else dict(reward=f"{row['train/avg_reward']:+.3f}")
+    return good | dict(entropy=f"{row['entropy']:.2f}", clip=f"{row['clip_region']:.2f}",
+                       ratio_error=f"{row['ratio_error']:.0e}")
 
 # %% ../nbs/11_live.ipynb #11fbed99
 COST, LEAST = .05, 2.           # share of the time that drawing may take; seconds between two pictures at least

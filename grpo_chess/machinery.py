@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CASES', 'BROKEN', 'controller', 'monitor_silent', 'bonus_dominates', 'budget_by_value', 'terms_cancel',
-           'loss_is_entropy', 'lr_too_low', 'lr_too_high', 'not_a_number', 'divergence', 'grad_spikes',
+           'loss_is_entropy', 'lr_too_low', 'lr_too_high', 'not_a_number', 'divergence', 'grad_spikes', 'clip_fraction',
            'advantage_scale', 'throughput_falls']
 
 # %% ../nbs/07_machinery.ipynb #e3d5279f
@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from .detectors import typical_end
-from .firststep import number
+from .firststep import number, off_floor
 from .history import CASES, Case, Finding, History, check, ends, reward_trend, theil_sen
 
 # %% ../nbs/07_machinery.ipynb #e1174812
@@ -92,8 +92,8 @@ CASES |= {
 # %% ../nbs/07_machinery.ipynb #1cda9dae
 @check("grad_entropy", "grad_policy")
 def bonus_dominates(history:History)->Finding|None:
-    "The bonus pushes more than three times as hard as the reward."
-    bonus, policy = typical_end(history, "grad_entropy", .7), typical_end(history, "grad_policy", .7)
+    "The bonus pushes more than three times as hard as the reward, early on: at the end it has won, and both balance."
+    (bonus, _), (policy, _) = (ends(history.values(name), .3) for name in ("grad_entropy", "grad_policy"))
     if not bonus > 3*policy or not bonus > 0: return None
     steps, trend = history.finite("grad_entropy")[0], reward_trend(history)
     if trend is not None and trend.rises: return None
@@ -139,7 +139,7 @@ def loss_is_entropy(history:History)->Finding|None:
     coef = history.values("entropy_coef").mean() if "entropy_coef" in history else (
         float(np.median(np.abs(history.values("entropy_term"))))/max(float(np.median(history.values("entropy"))), 1e-9))
     rise, bonus = high - low, coef*(h0 - h1)
-    if not rise > .02*max(abs(low), 1e-9) or bonus <= 0 or not .6 < bonus/rise < 1.6: return None
+    if not rise > .1*max(abs(low), 1e-9) or h0 - h1 < .3 or not .6 < bonus/rise < 1.6: return None
     return Finding("loss_is_entropy", "note", .85, f"The loss rises by {rise:.3g}; {coef:.3g} times the fall of "
         f"entropy "
                    f"({h0:.2f} to {h1:.2f}) is {bonus:.3g}.", (int(steps[0]), int(steps[-1])),
@@ -156,10 +156,19 @@ CASES |= {
     "policy.",
         "Lower the learning rate to a third, or take fewer updates a step (guard.stop_kl ends a step early).",
         "A reward that rises all the same."),
+    "clip_fraction": Case("clip fraction high", "Within one step the policy goes beyond the clip range: too large a "
+    "rate, "
+        "too many updates on one batch, or old games.", "Lower the learning rate or the number of updates a step until "
+        "the clip fraction is below a tenth.", "A clip fraction that is as high with a hundredth of the learning rate: "
+        "then the first step is to blame."),
     "divergence": Case("divergence", "Updates feed on each other: a step too large for the present gradient, and no "
     "return.",
         "Go back to the last good checkpoint, lower the learning rate to a third and clip the gradient norm.",
         "Values that come back by themselves within a few steps."),
+}
+
+# %% ../nbs/07_machinery.ipynb #ba76373a
+CASES |= {
     "not_a_number": Case("NaN or infinity", "An overflow in half precision, a division by a spread of 0, or a "
     "logarithm "
         "of 0.", "Go back to the checkpoint before this step; compute log-probabilities in float32, add an epsilon to "
@@ -191,16 +200,16 @@ def lr_too_high(history:History)->Finding|None:
     "Steps that each make another policy."
     name = history.first("kl_step", "approx_kl")
     steps, moved = history.finite(name)
-    if name == "approx_kl" and (len(moved) == 0 or moved[0] > .01): return None       # the first step is to blame
+    if off_floor(history)[1][:3].any(): return None       # the first step is to blame
     if len(moved) < 5 or np.median(moved) < .3: return None
     trend = reward_trend(history)
-    if trend is not None and trend.rises: return None
+    if trend is not None and trend.rises and np.median(moved) < 1: return None
     return Finding("lr_too_high", "critical" if np.median(moved) > 1 else "warning", .85, f"A typical step moves the "
                    f"policy by a KL of {np.median(moved):.2f} nats.", (int(steps[0]), int(steps[-1])),
                    dict(kl=float(np.median(moved))), (name, "entropy"))
 
-# %% ../nbs/07_machinery.ipynb #82fa3bf1
-@check("loss|grad_norm|entropy")
+# %% ../nbs/07_machinery.ipynb #367da11d
+@check()
 def not_a_number(history:History)->Finding|None:
     "Any column that was a number and is none any more, or is infinite."
     bad = {name: steps[~np.isfinite(x)][0] for name, (steps, x) in history.columns.items()
@@ -253,6 +262,19 @@ CASES |= {
         "restart the "
         "workers.", "The same step as fast after a restart with the same weights on an idle machine."),
 }
+
+# %% ../nbs/07_machinery.ipynb #af73e22c
+@check("clip_region|clip_binding")
+def clip_fraction(history:History)->Finding|None:
+    "More than a limit (guard.clip_limit, or 0.3) is clipped in the last part of a run that began well."
+    name, limit = history.first("clip_region", "clip_binding"), number(history.config, "clip_limit")
+    limit = limit if limit > 0 else .3
+    share, steps = typical_end(history, name), history.finite(name)[0]
+    if not share > limit or len(steps) < 5 or off_floor(history)[1][:1].any(): return None
+    return Finding("clip_fraction", "warning", .8, f"In the last part of the run {share:.0%} of the ratios are "
+        f"outside of "
+                   f"the clip range; {limit:.0%} is the limit.", (int(steps[0]), int(steps[-1])), dict(share=share),
+                   (name, "approx_kl"))
 
 # %% ../nbs/07_machinery.ipynb #652b6433
 @check("advantage_std")

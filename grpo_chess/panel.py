@@ -48,6 +48,7 @@ METRICS |= {   # is the arithmetic sound?
     "cos_entropy_policy": ("the same of the entropy term and the surrogate", ""),
     "cos_kl_entropy": ("the same of the KL term and the entropy term; -1 where they cancel", ""),
     "ratio_error": ("max |log ratio| on the first minibatch; 0 up to rounding where games are on-policy", ""),
+    "entropy_gap": ("entropy in the loss minus entropy when sampled, first minibatch; 0 where games are on-policy", ""),
     "max_log_ratio": ("max |log ratio|, mean over updates", ""),
     "mean_ratio": ("mean of π_new/π_old; near 1 whatever is wrong", "mean_ratio"),
     "ess": ("effective sample size as a share of the batch", ""),

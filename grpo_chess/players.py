@@ -177,7 +177,7 @@ def weak_engine_player(
         return lambda: [chess.Move.from_uci(skill_pick(s, level, r)) for s, r in zip(pool.wait(future), u)]
     return Overlapped(begin)
 
-# %% ../nbs/08_players.ipynb #0pponents0
+# %% ../nbs/08_players.ipynb #0pponents9
 _WISHES = {"Threads": 1, "OwnBook": False, "Skill Level": None}       # where an engine has such an option
 
 def _end_group(pid:int)->None:
@@ -185,6 +185,7 @@ def _end_group(pid:int)->None:
     try: os.killpg(pid, signal.SIGKILL)
     except OSError: pass
 
+# %% ../nbs/08_players.ipynb #0pponents0
 class OtherEngine:
     "A player that is any UCI engine: one process, one position at a time, each as if it were a new game."
     def __init__(self,

@@ -173,7 +173,10 @@ def recipe(
     "The commands that make these weights again; settings at their defaults are left out."
     other = [f"--{k} {v}" for k, v in trained.items() if v != getattr(TrainConfig, k, v)]
     train = " ".join([f"{PROGRAM} train --labels labels --out weights.safetensors", *other])
-    if "games" not in made: return [train]
+    if "games" not in made and "files" not in made: return [train]
+    if "files" in made:
+        chosen = [f"--{k} {made[k]}" for k in ("rows", "min_elo", "skip_plies", "min_depth") if made.get(k)]
+        return [" ".join([f"{PROGRAM} convert --files 'GAMES' --out labels", *chosen]), train]
     label = f"--positions {made['rows_in_all']} --depth {made['depth']} --seed {made['seed']} --out labels"
     return [f"{PROGRAM} label {label}", train]
 
@@ -184,8 +187,10 @@ def card_training(made:dict, trained:dict, best:dict)->list[str]:    # manifest,
         about = ", ".join(f"{k} {made[k]}" for k in ("engine", "depth", "seed", "source") if k in made)
         lines += [f"Labels: {made.get('rows_in_all', 0):,} positions, {about}.", ""]
     if best:
-        steps, chosen = trained.get("steps", 0), ("targets", "tau", "batch", "lr", "mirror", "ema", "seed")
-        early = f" of {steps:,}, where the regret of the most likely move was least" if best["step"] < steps else ""
+        chosen = ("targets", "tau", "batch", "lr", "mirror", "ema", "seed")
+        steps = 0 if trained.get("minutes") else trained.get("steps", 0)
+        what = "loss" if best.get("regret_greedy") is None else "regret of the most likely move"
+        early = f" of {steps:,}, where the {what} was least" if best["step"] < steps else ""
         how = ", ".join(f"{k} {trained[k]}" for k in chosen if k in trained)
         lines += [f"Training: {best['step']:,} steps{early}, {best['positions']:,} positions, "
                   f"{best['minutes']:.0f} minutes; {how}.", ""]

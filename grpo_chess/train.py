@@ -32,9 +32,9 @@ from torch import nn
 # %% auto #0
 __all__ = ['USER_ERRORS', 'FEW', 'LONG', 'RunError', 'GuardStop', 'Own', 'needs_engine', 'engine_share', 'untrained',
            'initial_model', 'make_trainer', 'resume_from', 'run_folder', 'identity', 'read_identity', 'check_identity',
-           'open_run', 'Log', 'steps_left', 'ends_before', 'agree', 'progress_text', 'why_ended', 'train_loop',
-           'Outcome', 'Results', 'Finish', 'all_or_none', 'follow_agent', 'in_words', 'describe_run', 'start_fabric',
-           'check_start', 'run', 'work', 'main']
+           'open_run', 'Log', 'steps_left', 'ends_before', 'agree', 'why_ended', 'train_loop', 'Outcome', 'Results',
+           'Finish', 'all_or_none', 'follow_agent', 'in_words', 'describe_run', 'start_fabric', 'check_start', 'run',
+           'work', 'main']
 
 # %% ../nbs/11_train.ipynb #f117001b
 from .batch import make_fabric
@@ -46,11 +46,11 @@ from .engine import EngineConfig, EngineError, EnginePool, engine_name, usable_c
 from .files import (
     append_row, beside, each_row, flush, locked, move_aside, named, open_json, sealed_json, trim_log,
     without_home, write_new, write_whole)
-from .live import LivePanel, TimeBar, in_notebook
+from .hardware import check_device
+from .live import LivePanel, TimeBar, in_notebook, progress_text
 from .matches import MatchResult
-from grpo_chess.model import (
-    MODELS, ChessTransformer, NoLegalMove, Policy, WeightsError, load_model, n_params, pretrained,
-    shipped)
+from .model import (
+    MODELS, ChessTransformer, NoLegalMove, Policy, WeightsError, load_model, n_params, pretrained, shipped)
 from .own import Starts, Value, check_model, check_positions, check_reward
 from .players import ArenaError
 from .positions import start_positions
@@ -277,13 +277,6 @@ def agree(
     largest:Any = fabric.all_reduce(torch.tensor(values, dtype=torch.float64), reduce_op="max")
     return largest.tolist()
 
-def progress_text(row:dict)->dict[str, str]:
-    "The few numbers that matter."
-    known = math.isfinite(row["expected_regret"])
-    good = dict(regret=f"{row['expected_regret']:.3f}") if known else dict(reward=f"{row['train/avg_reward']:+.3f}")
-    return good | dict(entropy=f"{row['entropy']:.2f}", clip=f"{row['clip_region']:.2f}",
-                       ratio_error=f"{row['ratio_error']:.0e}")
-
 # %% ../nbs/11_train.ipynb #f1170018
 def why_ended(trainer:Trainer, cfg:Config, folder:Path|None, told:bool, late:bool)->tuple[str, int]:
     "In a sentence, and as an exit status."
@@ -460,6 +453,7 @@ def check_start(cfg:Config, fabric:Fabric, own:Own)->None:
     if cfg.track == "wandb" and not find_spec("wandb"):
         raise ConfigError("track = wandb: install it with `pip install wandb`, or use track = none")
     if own.model is not None: check_model(own.model)
+    else: check_device(cfg, fabric.device, fabric.strategy.precision.precision, processes)
 
 # %% ../nbs/11_train.ipynb #3f140f5c
 def run(

@@ -27,7 +27,7 @@ from .batch import (
     judge_moves, judge_rollout, measure, micro_batches, sum_gradients, sum_of_all)
 from .guards import Guard, GuardConfig, check_group, check_guard, collapse_action
 from .loss import LossConfig, budget_of, loss_terms, ply_weights, ratio_stats, term_gradients, weighted_terms
-from .model import ChessTransformer, Policy, freeze
+from .model import ChessTransformer, MoveDist, Policy, freeze
 from .replay import Replay, forward_judged, judged_of
 from .reward import Judge
 from .sampler import Rollout, SamplerConfig, rollout, temperature_at
@@ -361,8 +361,10 @@ class Gradients(Actor):
         weight = weight.view(len(own), *ro.train.shape[1:])/max(total, 1)
         policy, reference = self.policy(self.model, loss=True), None
         if self.reference is not None: reference = Policy(InPrecision(self.reference, self.fabric), policy.temperature)
-        forward, sums = forward_all if batch.all_moves else forward_sampled, torch.zeros(5, dtype=torch.float64)
+        names = (*TERMS, "entropy_gap")
+        forward, sums = forward_all if batch.all_moves else forward_sampled, torch.zeros(6, dtype=torch.float64)
         positions = [int(ro.node[b, :, :-1][ro.train[b]].unique().numel()) for b in own.tolist()]
+        old_entropy = MoveDist(ro.logp).entropy()
         for rows in micro_batches(positions, self.tcfg.micro_batch):
             part = own[rows]
             plies = forward(policy, reference, batch, part, weight[rows].flatten(0, 1))
@@ -371,10 +373,13 @@ class Gradients(Actor):
             if budget: budget.add(weighted_terms(terms, self.loss))
             self.fabric.backward(terms["total"])
             terms["kl_exact"] = torch.where(plies.mask, plies.kl_old.detach()*plies.weight, 0.).sum()
-            sums += torch.tensor([terms[name].item() for name in TERMS], dtype=torch.float64)
+            before = old_entropy[ro.node[part, :, :-1].clamp_min(0)].flatten(0, 1).to(plies.entropy.device)
+            gap = plies.entropy.detach() - before.view(before.shape + (1,)*(plies.entropy.ndim - 2))
+            terms["entropy_gap"] = torch.where(plies.mask, gap*plies.weight, 0.).sum()
+            sums += torch.tensor([terms[name].item() for name in names], dtype=torch.float64)
             seen = torch.where(plies.mask, plies.logp_new.detach(), 0.).unflatten(0, (len(part), -1))
             logp_new[part] = F.pad(seen, (0, logp_new.shape[-1] - seen.shape[-1]))
-        return dict(zip(TERMS, sum_of_all(self.fabric, sums).tolist())), logp_new
+        return dict(zip(names, sum_of_all(self.fabric, sums).tolist())), logp_new
 
     def check_finite(self, loss:float, norm:float, patience:int=20)->None:
         "NotFinite unless loss and gradient are numbers; a float16 scaler may skip some updates to find its scale."
@@ -411,7 +416,8 @@ class Rehearsal(Gradients):
         self.check_finite(found["total"], norm)
         self.move()
         row = dict(loss=found["total"], ppo_loss=found["policy"], kl_term=loss.kl_coef*found["kl"],
-                   entropy_term=-loss.entropy_coef*found["entropy"], kl_exact=found["kl_exact"], grad_norm=norm)
+                   entropy_term=-loss.entropy_coef*found["entropy"], kl_exact=found["kl_exact"], grad_norm=norm,
+                   entropy_gap=math.nan)
         return row | {name: float(np.mean([s[name] for s in seen])) for name in seen[0]}
 
 # %% ../nbs/07_trainer.ipynb #da9f1262
@@ -434,7 +440,8 @@ class Learner(Rehearsal):
             self.check_finite(terms["total"], norm)
             rows.append(dict(
                 loss=terms["total"], ppo_loss=terms["policy"], kl_term=loss.kl_coef*terms["kl"],
-                entropy_term=-loss.entropy_coef*terms["entropy"], kl_exact=terms["kl_exact"], grad_norm=norm))
+                entropy_term=-loss.entropy_coef*terms["entropy"], kl_exact=terms["kl_exact"],
+                entropy_gap=terms["entropy_gap"], grad_norm=norm))
             rows[-1] |= ratio_stats(self.of_all(logp_new)[boards], old[boards], adv[boards], mask[boards], self.lcfg,
                                     share[boards])
             if stopped := self.too_far(rows[-1]):
@@ -446,7 +453,8 @@ class Learner(Rehearsal):
             rows += [self.rehearse(number) for number in range(cfg.replay)]
         mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         measured = budget.measured() if budget else dict.fromkeys(budget_of({}), math.nan)
-        return mean | measured | dict(ratio_error=rows[0]["max_log_ratio"], updates=len(rows) - stopped)
+        return mean | measured | dict(ratio_error=rows[0]["max_log_ratio"], entropy_gap=rows[0]["entropy_gap"],
+                                      updates=len(rows) - stopped)
 
 # %% ../nbs/07_trainer.ipynb #0646a2d2
 class Trainer(Learner):
@@ -490,13 +498,15 @@ class Trainer(Learner):
         if guard.wants_state(self.done, entropy): self.rollback_state = before
         acts = guard.should_act(entropy)
         columns["collapsed"] = guard.collapsed
-        if acts: actions.append(self.act(entropy))
+        told, action, why = self.fabric.broadcast(guard.look(row | columns))
+        actions += told
+        if acts or action: actions.append(self.act(entropy, action, why))
         guard.steer(kl, self.scfg.boards*self.scfg.group)
         return columns | dict(guard="; ".join(actions))
 
-    def act(self, entropy:float)->str:
-        "Do what the entropy floor asks for; what was done."
-        action, said = collapse_action(self.guard, entropy, self.rollback_state)
+    def act(self, entropy:float, action:str="", why:str="")->str:
+        "Do what the entropy floor or a finding asks for; what was done."
+        action, said = collapse_action(self.guard, entropy, self.rollback_state, action, why)
         if action == "rollback" and self.rollback_state: self.load_weights(copy.deepcopy(self.rollback_state))
         if action == "abort": self.aborted = said.removeprefix("abort: ")
         return said

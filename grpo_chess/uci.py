@@ -8,11 +8,13 @@ __all__ = ['MATE', 'CP_MAX', 'PLACES', 'HOW', 'STARTUP', 'EngineError', 'EngineF
            'EngineProcess', 'greet', 'setting', 'find_engine', 'engine_name']
 
 # %% ../nbs/04_uci.ipynb #280ea41f
+import contextlib
 import functools
 import os
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -177,8 +179,8 @@ class _Pipe:
         return f"it died (signal {-code})" if code < 0 else f"it quit (exit code {code})"
 
     def stop(self)->None:
-        "Kill, reap, close: in this order, so that no process number is used after its process."
-        self.proc.kill()
+        "Kill it and what it started, reap, close: in this order, so that no process number is used after its process."
+        with contextlib.suppress(OSError): os.killpg(self.proc.pid, signal.SIGKILL)     # some are scripts
         self.proc.wait()
         with _FORK: self.forget()
 

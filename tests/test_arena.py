@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import json
 import os
 import subprocess
@@ -57,7 +58,7 @@ def test_help_explains_every_setting(capsys):
     for cls in (ArenaConfig, JudgeConfig, SprtConfig):
         for f in dataclasses.fields(cls):
             if dataclasses.is_dataclass(f.default_factory): continue
-            assert any(f"\n        {f.name}: " in (c.__doc__ or "") for c in cls.mro()), f.name
+            assert any(f"\n    {f.name}: " in (inspect.getdoc(c) or "") for c in cls.mro()), f.name
 
 
 # The command as a user meets it

@@ -85,7 +85,7 @@ def test_a_time_limit_is_a_time_also_without_the_parser(minutes):
     with pytest.raises(ValueError, match="minutes"): Config(minutes=minutes)
 
 def test_there_is_no_such_preset():
-    says = "there is no preset 'huge'; there are colab, record, scratch, tiny"
+    says = "there is no preset 'huge'; there are a100, colab, l4, record, scratch, tiny"
     with pytest.raises(ConfigError, match=says): preset("huge")
 
 def test_every_changed_setting_arrives(tmp_path):

@@ -4,7 +4,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,10 @@ import pytest
 
 from grpo_chess.doctor import FORMATS, as_document, as_html, as_markdown, compare, diagnose, main
 from grpo_chess.firststep import Numbers, fit_causes, numbers_of, prior_of, two_temperatures, typical_scores
-from grpo_chess.histories import HistoryError, as_history, read_history, read_wandb, resolve
+from grpo_chess.histories import HistoryError, as_history, read_history, resolve
 from grpo_chess.history import CASES, CHECKS, Case, Finding, from_rows, theil_sen
 from grpo_chess.panel import FOREIGN, METRICS, names_of, read_metrics
+from grpo_chess.tracking import wait_for_end
 from grpo_chess.trainer import AblateConfig
 from small import make
 
@@ -77,7 +77,7 @@ def test_a_run_of_this_trainer_with_two_temperatures_is_named_and_one_without_is
 # histories
 
 def test_names_of_other_trainers_are_known_and_none_means_two_things():
-    for name, column in {"clip_ratio/region_mean": "clip_region", "actor/ppo_kl": "approx_kl", "kl": "kl_reference",
+    for name, column in {"clip_ratio/region_mean": "clip_binding", "actor/ppo_kl": "approx_kl", "kl": "kl_reference",
                          "frac_reward_zero_std": "no_spread", "mean_kl_divergence": "approx_kl",
                          "eval_stockfish/score": "eval_score", "train/reward": "train/avg_reward"}.items():
         found = resolve(name)
@@ -113,17 +113,17 @@ def test_an_offline_run_of_wandb_is_read_without_a_network(tmp_path, monkeypatch
     wandb = pytest.importorskip("wandb")
     for name, value in dict(WANDB_MODE="offline", WANDB_DIR=str(tmp_path), WANDB_SILENT="true").items():
         monkeypatch.setenv(name, value)
-    run = wandb.init(project="x", config=dict(rollout_temperature=1.3, loss=dict(kl="k1")), mode="offline", dir=tmp_path)
+    config = dict(rollout_temperature=1.3, loss=dict(kl="k1"))
+    run = wandb.init(project="x", config=config, mode="offline", dir=tmp_path)
     for step in range(3): run.log({"mean_clip_fraction": .5 + step/100, "actor/ppo_kl": .04, "strange": 1})
     run.finish()
-    log, end = next((tmp_path / "wandb").glob("offline-run-*/*.wandb")), time.monotonic() + 60
-    while len(read_wandb(log)[0]) < 3 and time.monotonic() < end: time.sleep(.2)     # W&B's own process writes it
+    wait_for_end(next((tmp_path / "wandb").glob("offline-run-*")), 60)
     history = read_history(tmp_path / "wandb")
     assert columns(history) == {"clip_region": [.5, .51, .52], "approx_kl": [.04]*3} and history.unknown == ["strange"]
     assert history.config["rollout_temperature"] == 1.3 and history.config["loss.kl"] == "k1"
 
-BAD = {"a.jsonl": "[1]", "b.json": '{"log_history": 3}', "c.json": "{", "d.csv": "x,y\n1,2", "e.txt": "hello", "f.jsonl": "",
-       "g.json": "["*100_000, "h.csv": "\x00", "i.jsonl": '{"step": 1, "entropy": "much"}'}
+BAD = {"a.jsonl": "[1]", "b.json": '{"log_history": 3}', "c.json": "{", "d.csv": "x,y\n1,2", "e.txt": "hello",
+       "f.jsonl": "", "g.json": "["*100_000, "h.csv": "\x00", "i.jsonl": '{"step": 1, "entropy": "much"}'}
 
 @pytest.mark.parametrize("name", BAD)
 def test_what_cannot_be_read_is_said_in_one_line(name, tmp_path, capsys):
@@ -164,7 +164,8 @@ def test_two_runs_are_compared_with_an_interval():
     assert {c.column: c.counts for c in changes} == dict(entropy=True, grad_norm=False)
 
 def test_the_command_writes_and_fails_where_it_is_asked_to(tmp_path, capsys):
-    log = written(tmp_path / "x.jsonl", "".join(json.dumps(dict(step=i, entropy=2.5*.97**i)) + "\n" for i in range(200)))
+    rows = (json.dumps(dict(step=i, entropy=2.5*.97**i)) for i in range(200))
+    log = written(tmp_path / "x.jsonl", "\n".join(rows))
     assert main([str(log)]) == 0 and "# Diagnosis of x" in capsys.readouterr().out
     assert main([str(log), "--fail-on", "critical"]) == 1 and "entropy collapse" in capsys.readouterr().err
     assert main([str(DATA / "tiny_metrics.jsonl"), "--fail-on=warning"]) == 0
@@ -177,7 +178,8 @@ def test_the_command_writes_and_fails_where_it_is_asked_to(tmp_path, capsys):
 
 def test_the_command_runs_as_a_module(tmp_path):
     command = [sys.executable, "-m", "grpo_chess.doctor", str(DATA / "scratch_metrics.jsonl")]
-    done = subprocess.run(command, env=os.environ | dict(PYTHONPATH=str(TOP)), cwd=tmp_path, capture_output=True, text=True)
+    env = os.environ | dict(PYTHONPATH=str(TOP))
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "No alarm." in done.stdout and not done.stderr
 
 def test_rows_of_the_default_run_keep_their_names():

@@ -5,24 +5,13 @@ import os
 import chess
 import chess.pgn
 import pytest
-import torch
 from games import FOOL, SCHOLARS, SHUFFLE, Judge, fake_engine, match, moves, scripted, white_is
 
 from grpo_chess.engine import EngineConfig, EngineError, EnginePool
 from grpo_chess.matches import JudgeConfig, MatchResult, play_ladder, play_match, play_sprt
-from grpo_chess.model import ChessTransformer, ModelConfig, Policy
 from grpo_chess.players import (
     ArenaError, Overlapped, engine_player, policy_player, random_openings, random_player, weak_engine_player)
 from grpo_chess.stats import SprtConfig
-
-@pytest.fixture(scope="module")
-def pool():
-    with EnginePool(EngineConfig(processes=2)) as pool: yield pool
-
-@pytest.fixture(scope="module")
-def policy():
-    torch.manual_seed(0)
-    return Policy(ChessTransformer(ModelConfig(width=16, layers=1, heads=2, dropout=.3)), temperature=1.3)
 
 def dice_match(**kw):
     "Two random games from the initial position."

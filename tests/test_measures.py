@@ -8,22 +8,13 @@ import pytest
 import torch
 from games import HEAD, MATE1, MATE2, scripted
 
-from grpo_chess.engine import MATE, EngineConfig, EnginePool
+from grpo_chess.engine import MATE
 from grpo_chess.measures import given_away, read_labels, read_puzzles, regret, solve
-from grpo_chess.model import ChessTransformer, ModelConfig, Policy, pretrained
+from grpo_chess.model import Policy, pretrained
 from grpo_chess.players import ArenaError, engine_player, policy_player
 
 TOP = Path(__file__).resolve().parent.parent
 POSITIONS = TOP/"nbs/data/positions.jsonl"
-
-@pytest.fixture(scope="module")
-def pool():
-    with EnginePool(EngineConfig(processes=2)) as pool: yield pool
-
-@pytest.fixture(scope="module")
-def policy():
-    torch.manual_seed(0)
-    return Policy(ChessTransformer(ModelConfig(width=16, layers=1, heads=2, dropout=.3)), temperature=1.3)
 
 def test_regret_by_hand(tmp_path):
     board = chess.Board("6k1/5ppp/8/8/8/8/8/R5K1 w - - 0 1")

@@ -71,3 +71,16 @@ def test_an_engine_behind_a_script_ends_with_its_player(tmp_path):
         except ProcessLookupError: return
         time.sleep(.05)
     raise AssertionError("something of the group still runs")
+
+
+def test_looking_for_an_engine_leaves_nothing_behind(tmp_path):
+    script, note = tmp_path/"engine", tmp_path/"pids"
+    script.write_text(f"#!/bin/sh\necho $$ >> {note}\n{find_engine()}\n")
+    script.chmod(0o755)
+    find_engine(str(script))
+    for pid in note.read_text().split():
+        for _ in range(100):
+            try: os.killpg(int(pid), 0)
+            except ProcessLookupError: break
+            time.sleep(.05)
+        else: raise AssertionError("something of the group still runs")

@@ -73,3 +73,9 @@ def test_every_lesson_and_finding_opens_on_colab():
         assert "colab-badge.svg" in nb.cells[0].source and name_of(path) in nb.cells[0].source
         assert first.id == "colab" and not first.outputs
         assert first.source.splitlines()[1].startswith('if "google.colab"')
+
+
+def test_the_first_page_names_every_lesson():
+    text = "\n".join(markdown(nbformat.read(TOP / "nbs/00_lesson.ipynb", 4)))
+    missing = [p.name for p in LESSONS if f"]({p.name})" not in text and p.stem != "00_lesson"]
+    assert not missing, missing

@@ -7,21 +7,12 @@ import pytest
 import torch
 
 from grpo_chess.board import PositionError, encode, move_to_action, position_key, terminal
-from grpo_chess.engine import MATE, EngineConfig, EnginePool
+from grpo_chess.engine import MATE
 from grpo_chess.matches import play_match
-from grpo_chess.model import MODELS, ChessTransformer, ModelConfig, Policy, WeightsError, save_model
+from grpo_chess.model import MODELS, ChessTransformer, ModelConfig, WeightsError, save_model
 from grpo_chess.players import (
     ArenaError, draws, engine_player, engine_units, file_openings, game_text, load_player_model, policy_player,
     random_openings, random_player, read_name, read_openings, skill_pick, weak_engine_player)
-
-@pytest.fixture(scope="module")
-def pool():
-    with EnginePool(EngineConfig(processes=2)) as pool: yield pool
-
-@pytest.fixture(scope="module")
-def policy():
-    torch.manual_seed(0)
-    return Policy(ChessTransformer(ModelConfig(width=16, layers=1, heads=2, dropout=.3)), temperature=1.3)
 
 def test_openings():
     some = random_openings(40, seed=2, plies=6)

@@ -1,0 +1,54 @@
+"What the site is built from; the build itself is `make docs`."
+
+import importlib.util
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from grpo_chess.panel import METRICS
+
+TOP = Path(__file__).resolve().parent.parent
+spec = importlib.util.spec_from_file_location("site_builder", TOP / ".ci/site.py")
+site = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(site)
+
+
+def tags(source, outputs=(), **metadata):
+    cell = nbformat.v4.new_code_cell(source, metadata=metadata, outputs=[*outputs])
+    return site.for_site(cell).metadata["tags"], cell.source
+
+
+@pytest.mark.parametrize("source, metadata, want", [
+    ("#| export\nx = 1", {}, ([], "x = 1")),
+    ("#| hide\nx = 1", {}, (["remove-cell"], "x = 1")),
+    ("#| default_exp loss", {}, (["remove-cell"], "")),
+    ("#| echo: false\nx", {}, (["remove-input"], "x")),
+    ("# Solution 1\nx", dict(jupyter=dict(source_hidden=True)), (["hide-input"], "# Solution 1\nx")),
+    ("# Colab: y", dict(tags=["colab"]), (["colab", "remove-cell"], "# Colab: y"))])
+def test_directives_are_obeyed_and_gone(source, metadata, want):
+    assert tags(source, **metadata) == want
+
+
+def test_links_keep_their_meaning():
+    text = "[a](03_loss.ipynb#What-is-it?) [b](../index.ipynb) [c](index.ipynb) [d](https://x.org/y.md)"
+    said = site.links(text, Path("nbs/x.ipynb"))
+    assert said == "[a](03_loss.ipynb#what-is-it) [b](../index.ipynb) [c](../index.md) [d](https://x.org/y.md)"
+    assert site.links("[f](index.ipynb)", Path("nbs/findings/x.ipynb")) == "[f](index.ipynb)"
+
+
+def test_the_glossary_is_a_list_of_every_metric():
+    text = site.glossary()
+    assert all(f"`{name}`\n: " in text for name in METRICS) and "Elsewhere: `reward`" in text
+
+
+def test_the_api_shows_shapes_and_units():
+    text = site.api_page(TOP / "grpo_chess/model.py")
+    assert "## MoveDist" in text and "# [N, 65] integer" in text and "### MoveDist.entropy" in text
+    assert "[01_model.ipynb](../nbs/01_model.ipynb)" in text
+
+
+def test_every_page_is_in_the_table_of_contents():
+    pages = [str(p.relative_to(TOP).with_suffix("")) for p in (TOP / "nbs").rglob("*.ipynb")]
+    text = site.index(sorted(p for p in pages if p != "nbs/index"))
+    assert all(f"\n{p}\n" in text for p in pages if p != "nbs/index")
