@@ -7,10 +7,12 @@ __all__ = ['BOOST_MAX', 'ROLLBACK_EVERY', 'KL_HORIZON', 'GUARD_CHOICES', 'GuardC
            'collapse_action', 'multiplicative_kl', 'proportional_kl', 'check_guard', 'check_group']
 
 # %% ../nbs/07_guards.ipynb #1340c0b6
+import copy
 import math
 from dataclasses import dataclass
 
 from .loss import LossConfig
+from .watch import kept_rows, look, parse_actions
 
 # %% ../nbs/07_guards.ipynb #7cb54f93
 BOOST_MAX = 1.          # largest entropy coefficient that boosts may reach
@@ -19,7 +21,7 @@ KL_HORIZON = 10_000.    # games in which the proportional controller changes its
 
 @dataclass
 class GuardConfig:
-    """What watches a run and acts on it; everything is off by default.
+    """What watches a run and acts on it; warnings are on by default, and nothing acts.
 
     Args:
         entropy_floor: entropy in nats below which a step counts as collapsed; 0 is off
@@ -35,6 +37,10 @@ class GuardConfig:
         kl_coef_min: smallest coefficient that a controller may reach
         kl_coef_max: largest coefficient that a controller may reach
         stop_kl: end the updates of a step once the KL from the behaviour policy exceeds this; 0 is off
+        warnings: ask the detectors of the doctor while the run goes on, and log what they warn of
+        look_every: steps between their looks
+        act_on: what else they do, as FINDING:ACTION:PATIENCE with commas, such as clip_fraction:abort:3
+        clip_limit: clip fraction above which clip_fraction is found
     """
     entropy_floor: float = 0.
     floor_patience: int = 20
@@ -49,6 +55,10 @@ class GuardConfig:
     kl_coef_min: float = 1e-4
     kl_coef_max: float = .1
     stop_kl: float = 0.
+    warnings: bool = True
+    look_every: int = 10
+    act_on: str = ""
+    clip_limit: float = .3
 
     def __post_init__(self): check_values(self)
 
@@ -69,6 +79,9 @@ def check_values(
     for name in ("boost_factor", "adapt_rate"):
         if not 1 < getattr(guard, name) <= 1000:
             raise ValueError(f"guard.{name} = {getattr(guard, name)} must be above 1, and at most 1000")
+    if not 1 <= guard.look_every <= 10**6: raise ValueError(f"guard.look_every = {guard.look_every} must be at least 1")
+    if not 0 < guard.clip_limit < 1: raise ValueError(f"guard.clip_limit = {guard.clip_limit} must be between 0 and 1")
+    parse_actions(guard.act_on)
     if not guard.floor_patience >= 1:
         raise ValueError(f"guard.floor_patience = {guard.floor_patience} must be at least 1")
     if not 0 < guard.rollback_lr < 1:
@@ -84,9 +97,23 @@ class Guard:
     def __init__(self, cfg:GuardConfig, loss:LossConfig):
         self.cfg, self.entropy_coef, self.kl_coef = cfg, loss.entropy_coef, loss.kl_coef
         self.collapsed, self.lr_scale, self.rolled = 0, 1., 0
+        self.rows:list[dict[str, float]] = []       # what the detectors look at, and what they found
+        self.looks:dict[str, int] = {}
+        self.told:list[str] = []
+        self.settings = {f"{part}.{k}": v for part, of in (("loss", loss), ("guard", cfg)) for k, v in vars(of).items()}
 
-    def state(self)->dict: return {name: value for name, value in vars(self).items() if name != "cfg"}
-    def load_state(self, state:dict)->None: vars(self).update(state)
+    def state(self)->dict:
+        return {name: copy.copy(value) for name, value in vars(self).items() if name not in ("cfg", "settings")}
+    def load_state(self, state:dict)->None: vars(self).update(copy.deepcopy(state))
+
+    def look(self, row:dict)->tuple[list[str], str, str]:
+        "Warnings of this step, an action that a finding asks for, and why."
+        if not self.cfg.warnings and not self.cfg.act_on: return [], "", ""
+        self.rows = kept_rows(self.rows, row)
+        if (row["step"] + 1)%self.cfg.look_every: return [], "", ""
+        config, wanted = self.settings | {"sampler.temperature": row["temperature"]}, parse_actions(self.cfg.act_on)
+        said, action, why = look(self.rows, config, self.looks, self.told, wanted)
+        return said if self.cfg.warnings else [], action, why
 
     def is_collapsed(self, entropy:float)->bool:
         "Does a step with this entropy count as collapsed?"
@@ -100,8 +127,8 @@ class Guard:
     def wants_state(self, step:int, entropy:float)->bool:
         "Is this a state that a rollback may return to?"
         cfg = self.cfg
-        keeps = cfg.floor_action == "rollback" and cfg.entropy_floor > 0 and step % ROLLBACK_EVERY == 0
-        return keeps and not self.is_collapsed(entropy)
+        keeps = (cfg.floor_action == "rollback" and cfg.entropy_floor > 0) or ":rollback" in cfg.act_on
+        return keeps and step%ROLLBACK_EVERY == 0 and not self.is_collapsed(entropy) and not self.looks
 
     def steer(self, kl:float, games:int)->None:
         "Move the KL coefficient by what was measured."
@@ -116,22 +143,25 @@ def collapse_action(
     guard:Guard,          # its coefficients are changed
     entropy:float,        # of the step, nats
     good:dict|None,       # state from before the collapse, if there is one
+    action:str="",        # what a finding asks for; empty: what the floor does
+    why:str="",           # that finding
 )->tuple[str, str]:       # boost, rollback or abort; what was done, in words
     "What the entropy floor asks for; a rollback's weights are left to the caller."
-    cfg, coef = guard.cfg, guard.entropy_coef
-    if cfg.floor_action == "boost":
+    cfg, coef, how = guard.cfg, guard.entropy_coef, action or guard.cfg.floor_action
+    if how == "boost":
         guard.entropy_coef = min(coef*cfg.boost_factor, BOOST_MAX)
         raised = guard.entropy_coef > coef
         to = f"{coef:.4g} -> {guard.entropy_coef:.4g}" if raised else f"stays at its maximum of {coef:.4g}"
         return "boost", f"boost: entropy_coef {to}"
-    if cfg.floor_action == "rollback" and good is not None and guard.rolled < cfg.rollbacks:
+    if how == "rollback" and good is not None and guard.rolled < cfg.rollbacks:
         guard.rolled, guard.lr_scale, guard.collapsed = guard.rolled + 1, guard.lr_scale*cfg.rollback_lr, 0
         return "rollback", (f"rollback {guard.rolled} of {cfg.rollbacks}: weights of step {good['done']}, "
                             f"learning rate x {guard.lr_scale:.3g}")
-    why = f", and all {cfg.rollbacks} rollbacks were used" if good else ", and no state from before to go back to"
+    more = f", and all {cfg.rollbacks} rollbacks were used" if good else ", and no state from before to go back to"
     floor = f"guard.entropy_floor = {cfg.entropy_floor:g}"
     said = f"abort: entropy {entropy:.3g}, collapsed for {guard.collapsed} steps ({floor})"
-    return "abort", said if cfg.floor_action == "abort" else said + why
+    if why: said = f"abort: {why} (guard.act_on)"
+    return "abort", said if how == "abort" else said + more
 
 # %% ../nbs/07_guards.ipynb #63d8d1f2
 def multiplicative_kl(
@@ -166,7 +196,7 @@ def check_guard(
     entropy_end:float=-1.,   # trainer.entropy_end
 )->None:
     "ValueError if a guard could never do anything."
-    if guard.entropy_floor > 0 and guard.floor_action == "boost":
+    if (guard.entropy_floor > 0 and guard.floor_action == "boost") or ":boost" in guard.act_on:
         if not 0 < loss.entropy_coef < BOOST_MAX:
             raise ValueError(f"guard.floor_action = boost multiplies loss.entropy_coef = {loss.entropy_coef} up to "
                              f"{BOOST_MAX:g}: it must lie between 0 and that")

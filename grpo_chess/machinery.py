@@ -203,7 +203,7 @@ def lr_too_high(history:History)->Finding|None:
     if off_floor(history)[1][:3].any(): return None       # the first step is to blame
     if len(moved) < 5 or np.median(moved) < .3: return None
     trend = reward_trend(history)
-    if trend is not None and trend.rises: return None
+    if trend is not None and trend.rises and np.median(moved) < 1: return None
     return Finding("lr_too_high", "critical" if np.median(moved) > 1 else "warning", .85, f"A typical step moves the "
                    f"policy by a KL of {np.median(moved):.2f} nats.", (int(steps[0]), int(steps[-1])),
                    dict(kl=float(np.median(moved))), (name, "entropy"))

@@ -498,13 +498,15 @@ class Trainer(Learner):
         if guard.wants_state(self.done, entropy): self.rollback_state = before
         acts = guard.should_act(entropy)
         columns["collapsed"] = guard.collapsed
-        if acts: actions.append(self.act(entropy))
+        told, action, why = self.fabric.broadcast(guard.look(row | columns))
+        actions += told
+        if acts or action: actions.append(self.act(entropy, action, why))
         guard.steer(kl, self.scfg.boards*self.scfg.group)
         return columns | dict(guard="; ".join(actions))
 
-    def act(self, entropy:float)->str:
-        "Do what the entropy floor asks for; what was done."
-        action, said = collapse_action(self.guard, entropy, self.rollback_state)
+    def act(self, entropy:float, action:str="", why:str="")->str:
+        "Do what the entropy floor or a finding asks for; what was done."
+        action, said = collapse_action(self.guard, entropy, self.rollback_state, action, why)
         if action == "rollback" and self.rollback_state: self.load_weights(copy.deepcopy(self.rollback_state))
         if action == "abort": self.aborted = said.removeprefix("abort: ")
         return said

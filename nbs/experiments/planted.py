@@ -65,8 +65,9 @@ class Light:
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.lr, weight_decay=0.0)
         self.behaviour = self.net.state_dict()
         self.table = None
-        if "sharper" in x or x.get("curve"):
+        if "sharper" in x or x.get("learned"):
             self.learn_first()
+        if "sharper" in x or x.get("curve"):
             self.table = self.tempered()
 
     def scores(self, rows):
@@ -156,7 +157,7 @@ class Light:
         now = MoveDist.from_logits(self.scores(rows), self.tau / self.x.get("gap", 1.0))
         entropy, kl = now.entropy()[:, None], old.kl(now)[:, None]
         if self.loss.moves == "all":
-            mask = old.legal
+            mask = old.logp > -50  # a move that the sampler cannot draw has no weight
             weight = torch.where(mask, old.probs, 0.0) / len(rows)
             return now, Plies(mask, weight, torch.where(mask, adv, 0.0), old.finite, now.finite, entropy, kl)
         mask = torch.ones(len(rows), self.group, dtype=torch.bool)
@@ -167,7 +168,7 @@ class Light:
 
     def step(self):
         "Play, compare, update, measure."
-        start = time.perf_counter()
+        start = time.process_time()
         rng = np.random.default_rng([self.seed, self.done])
         rows = torch.as_tensor(rng.choice(len(self.legal), self.boards, replace=False))
         old = self.sampled_from(rows)
@@ -184,7 +185,7 @@ class Light:
         row |= stats | dict(step=self.done, entropy=old.entropy().mean().item(), kl_step=old.kl(after).mean().item())
         row |= dict(entropy_coef=self.loss.entropy_coef, kl_coef=self.kl_coef, lr=self.lr, temperature=self.tau)
         self.collapsed = self.collapsed + 1 if row["entropy"] < self.x.get("floor", 0.0) else 0
-        row |= dict(collapsed=self.collapsed, seconds=time.perf_counter() - start)
+        row |= dict(collapsed=self.collapsed, seconds=time.process_time() - start)
         if self.target:
             row["kl_ratio"] = row["kl_step"] / self.target
             self.kl_coef = multiplicative_kl(self.kl_coef, row["kl_step"], self.target, high=self.x.get("top", 0.1))
