@@ -1,6 +1,6 @@
 """What is done to the commands, and whether they hold: the table of benchmarks/README.md, section 7.
 
-    python benchmarks/faults.py                     all parts at their full numbers, about two hours
+    python benchmarks/faults.py                     all parts at their full numbers: hours
     python benchmarks/faults.py kills flips         some of them
     python benchmarks/faults.py --share 0.01        each with a hundredth of its attacks
 
@@ -39,7 +39,7 @@ def table(rows):
     "Markdown of the results."
     lines = ["| part | tried | attacks | not held | must hold | what was seen |", "|---|---|---|---|---|---|"]
     for name, r in rows.items():
-        said = "; ".join(f"{k}: {v}" for k, v in r["said"].items())
+        said = "; ".join(f"{k}: {v:,}" if isinstance(v, int) else f"{k}: {v}" for k, v in r["said"].items())
         lines.append(f"| `{name}` | {r['what']} | {r['made']:,} | {r['failed']} | {r['must']} | {said} |")
     return "\n".join(lines)
 
@@ -52,12 +52,12 @@ def main():
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     rows = {}
     for name in args.parts or PARTS:
         rows[name] = attack(name, args.share)
         print(table({name: rows[name]}).splitlines()[-1], flush=True)
         if args.keep:
+            kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
             kept = {k: (kept | {name: rows[name]})[k] for k in PARTS if k in kept or k == name}
             RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
     print(table(rows))

@@ -110,7 +110,8 @@ def instrument_png(
     keys:list[str],
 )->bytes:
     "One instrument as a small picture, drawn without pyplot."
-    fig = Figure(figsize=(3.3, 2.4), dpi=160, layout="none")
+    fig = Figure(figsize=(3.3, 2.4), dpi=160)
+    fig.set_layout_engine("none")
     draw_instrument(fig.add_axes((.17, .12, .8, .76)), rows, name, keys)      # a layout would draw it twice
     canvas, out = FigureCanvasAgg(fig), io.BytesIO()
     canvas.draw()

@@ -161,7 +161,7 @@ def test_sprt_by_command(net, capsys):
     (["--openings", "book.txt"], "book.txt, line 2: 'e4e5' cannot be played"),
     (["--openings", "short.txt"], "holds 1 different openings"), (["--puzzles", "bad.csv"], "bad.csv, line 2"),
     (["--regret", "bad.csv"], "bad.csv, line 2: it is not JSON"), (["--games", "0"], "nothing to measure"),
-    (["--json", "no/folder/x.json"], "there is no folder no/folder"), (["--pgn", "."], "it is a folder"),
+    (["--json", "no/folder/x.json"], "there is no folder"), (["--pgn", "."], "it is a folder"),
     (["--a", "tiny:preset=record"], "another shape"), (["--a", "tiny:temperature=-1"], "is a number from 0"),
     (["--opening_plies", "0"], "fewer than 8 openings"), (["--b", "stockfish:depth=0"], "one limit")])
 def test_bad_input_is_one_line(tmp_path, net, monkeypatch, capsys, args, says):

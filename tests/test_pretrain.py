@@ -7,8 +7,8 @@ import pytest
 from safetensors.torch import save_file
 
 import grpo_chess.pretrain as pretrain
-from grpo_chess.arena import ArenaError
 from grpo_chess.engine import EngineConfig
+from grpo_chess.files import FileError
 from grpo_chess.labels import held_out, read_manifest
 from grpo_chess.model import MODELS, ChessTransformer, Policy, load_model
 from grpo_chess.pretrain import EvaluateConfig, evaluate
@@ -58,7 +58,7 @@ def test_evaluate_does_not_measure_what_was_trained_on(labels, tmp_path):
     assert len(new) < len(held_out(labels, 1, 1000))
     got = evaluate(EvaluateConfig(weights=net, games=0, labels=str(labels), positions=1000), quiet=True)["measured"]
     assert got == measure_labels(Policy(load_model(net)), new)
-    with pytest.raises(ArenaError, match="there is no folder"):
+    with pytest.raises(FileError, match="there is no folder"):
         evaluate(EvaluateConfig(weights=net, games=0, labels=str(labels), card=str(tmp_path/"no/net.md")), quiet=True)
 
 def test_evaluate_writes_scores_with_their_intervals(labels, tmp_path):

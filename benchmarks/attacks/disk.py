@@ -121,7 +121,7 @@ def run_state(run):
         resume_from(trainer, run)
         log = Log(run, cfg, trainer.done)
         log.close()
-        rows = [{k: v for k, v in r.items() if "seconds" not in k} for r in log.rows()]
+        rows = [{k: v for k, v in r.items() if "seconds" not in k} for r in log.history()]
         weights = [p.detach().clone() for p in trainer.model.parameters()]
         return known, begun, trainer.done, weights, str(trainer.state()["optimizer"]), rows
     except (ConfigError, FileError, *USER_ERRORS) as e:
@@ -148,7 +148,7 @@ def flips_of_a_run(tally, folder, n):
     fresh(folder)
     assert forked(lambda: train(*RUN, "--trainer.ema", ".5", "--out", folder, "--name", "x"), folder).status == 0
     run, copy, rng = folder / "x", folder / "copy", random.Random(2)
-    files = [p for p in sorted(run.rglob("*")) if p.is_file() and p.suffix not in (".md", ".png")]
+    files = [p for p in sorted(run.rglob("*")) if p.is_file() and p.suffix not in (".md", ".png", ".html")]
     files = [p for p in files if p.name != "model.safetensors" or p.parent != run]
     good = [run_state(shutil.copytree(run, folder / "good"))]
     shutil.rmtree(folder / "good/checkpoint/000006")
@@ -165,7 +165,7 @@ def flips_of_a_run(tally, folder, n):
         found = quiet(lambda: run_state(copy))
         tally.note("refused" if found is None else "the checkpoint before" if found[2] < 6 else "went on")
         aside = found is None or any(copy.rglob("*.damaged")) or file.suffix in (".yaml", ".json", ".jsonl")
-        aside = aside or file.parent.name == "000004" and found[2] == 6         # it is not read while the newest is whole
+        aside = aside or file.parent.name == "000004" and found[2] == 6     # not read while the newest is whole
         tally.add(same_state(found, good) and aside, (file.relative_to(copy), kind, found and found[2]))
 
 
