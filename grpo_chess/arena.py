@@ -321,6 +321,7 @@ def write_results(cfg:ArenaConfig, result:dict[str, Any])->str:     # names of t
     for path, text in written: write_whole(path, text)
     return " and ".join(path for path, _ in written)
 
+# %% ../nbs/08_arena.ipynb #c606c524
 def run(
     cfg:ArenaConfig,
     say=print,          # what to do with lines of text

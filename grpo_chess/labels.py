@@ -309,6 +309,7 @@ def read_shard(
     flat = [x.values.to_numpy() for x in (actions, *rest)]
     return check_labels(Labels(token_column(tok), actions.offsets.to_numpy().astype(np.int64), *flat), path)
 
+# %% ../nbs/09_labels.ipynb #d7e8c94a
 def check_labels(labels:Labels, path:str|Path)->Labels:
     "The same labels; LabelError names the first row that cannot be one."
     count = np.diff(labels.offset)
@@ -428,6 +429,7 @@ def bar(total:int|None, unit:str, quiet:bool, **kw)->tqdm:
     return tqdm(total=total, unit=f" {unit}", unit_scale=True, disable=quiet,
                 mininterval=1 if sys.stderr.isatty() else 30, **kw)
 
+# %% ../nbs/09_labels.ipynb #4c4c5c49
 def label(
     cfg:LabelConfig,
     quiet:bool=False,         # no progress bar

@@ -249,7 +249,7 @@ def describe(
     board.ep_square = next((s for s in range(64) if tokens[s] == 15), None)
     return board.fen()
 
-# %% ../nbs/01_model.ipynb #9035a89e
+# %% ../nbs/01_model.ipynb #1094346a
 def freeze(
     model:ChessTransformer,   # changed in place
     layers:int,               # how many of the first blocks; 0 freezes nothing
@@ -261,7 +261,6 @@ def freeze(
     for block in model.blocks[:layers]: block.requires_grad_(False)
     return model
 
-# %% ../nbs/01_model.ipynb #1094346a
 class WeightsError(ValueError):
     "A weights file that cannot be used, with the reason."
 
@@ -279,8 +278,7 @@ def seals(state:dict[str, Tensor], info:dict[str, str])->dict[str, str]:
     for name in sorted(state):
         tensors.update(f"{name} {state[name].dtype} {[*state[name].shape]}".encode())
         tensors.update(state[name].detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    texts = digest(json.dumps(info, sort_keys=True).encode())
-    return dict(zip(SEALS, (texts, tensors.hexdigest())))
+    return dict(zip(SEALS, (digest(json.dumps(info, sort_keys=True).encode()), tensors.hexdigest())))
 
 def tensor_bytes(state:dict[str, Tensor], info:dict[str, str])->bytes:
     "A safetensors file that knows its checksums; the same tensors give the same bytes."

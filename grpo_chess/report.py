@@ -122,6 +122,7 @@ def report_text(
     head = [line for note in first if note for line in (note, "")]
     return "\n".join(head + match_lines(matches or {}, old) + change_lines(rows))
 
+# %% ../nbs/11_report.ipynb #368f796a
 def write_report(
     folder:Path,                    # of the run
     text:str,                       # from `report_text`

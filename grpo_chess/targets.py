@@ -22,7 +22,7 @@ from .reward import win_probability
 
 # %% auto #0
 __all__ = ['TARGETS', 'MEASURES', 'soft_targets', 'best_targets', 'LabelBatch', 'to_batch', 'turn_round', 'cross_entropy',
-           'measure', 'measure_labels', 'training_shards', 'deal', 'Stream']
+           'measure', 'measure_labels', 'training_shards', 'deal', 'read_listed', 'Stream']
 
 # %% ../nbs/09_targets.ipynb #9570c856
 TARGETS = ("soft", "best")
@@ -158,6 +158,11 @@ def deal(
         size += rows[name]
     return [sorted(group) for group in groups]
 
+def read_listed(folder:Path, names:list[str], rows:dict[str, int])->Labels:
+    "The labels of these shards, which must be as the manifest says."
+    sums = {s["name"]: s.get("sha256", "") for s in read_manifest(folder)["shards"]}
+    return join([read_shard(folder/n, rows[n], sums.get(n, "")) for n in names])
+
 # %% ../nbs/09_targets.ipynb #b7727327
 class Stream:
     "Batches from the shards of a folder, in random order, epoch after epoch."
@@ -176,13 +181,8 @@ class Stream:
         "Read the present group unless it is in memory; the order of its positions."
         if self.names != (names := self.groups()[self.group]):
             self.labels = join([])                  # room for the next one
-            self.names, self.labels = names, self.read(names)
+            self.names, self.labels = names, read_listed(self.folder, names, self.rows)
         return np.random.default_rng([self.seed, self.epoch, self.group]).permutation(len(self.labels))
-
-    def read(self, names:list[str])->Labels:
-        "The labels of these shards, which must be as the manifest says."
-        sums = {s["name"]: s.get("sha256", "") for s in read_manifest(self.folder)["shards"]}
-        return join([read_shard(self.folder/n, self.rows[n], sums.get(n, "")) for n in names])
 
     def next(self)->tuple[Labels, np.ndarray]:
         "The next batch: labels, and which of them."

@@ -32,9 +32,9 @@ from torch import nn
 # %% auto #0
 __all__ = ['USER_ERRORS', 'FEW', 'LONG', 'RunError', 'GuardStop', 'Own', 'needs_engine', 'engine_share', 'untrained',
            'initial_model', 'make_trainer', 'resume_from', 'run_folder', 'identity', 'read_identity', 'check_identity',
-           'open_run', 'Log', 'steps_left', 'ends_before', 'agree', 'why_ended', 'train_loop', 'Outcome', 'Results',
-           'Finish', 'all_or_none', 'follow_agent', 'in_words', 'describe_run', 'start_fabric', 'check_start', 'run',
-           'work', 'main']
+           'open_run', 'Rows', 'Log', 'steps_left', 'ends_before', 'agree', 'why_ended', 'train_loop', 'Outcome',
+           'Results', 'Finish', 'all_or_none', 'follow_agent', 'in_words', 'describe_run', 'start_fabric',
+           'check_start', 'run', 'work', 'main']
 
 # %% ../nbs/11_train.ipynb #f117001b
 from .batch import make_fabric
@@ -202,27 +202,11 @@ def open_run(folder:Path, cfg:Config, start:nn.Module, known:dict[str, Any], new
 # %% ../nbs/11_train.ipynb #f1170017
 FEW, LONG = 2_000, 20_000       # rows in memory, and rows that a report is made from, at most
 
-class Log:
-    "metrics.jsonl, and W&B when asked; only the first process writes. Rows stay on the disk: a run may have millions."
-    def __init__(self, folder:Path|None, cfg:Config, done:int=0, wandb_id:str|None=None):
-        self.path, self.count, self.apart = None if folder is None else folder/"metrics.jsonl", 0, 1
+class Rows:
+    "The rows of a run on the disk, and some of them in memory: a run may have millions."
+    def __init__(self, path:Path|None):
+        self.path, self.count, self.apart = path, 0, 1
         self.rows:list[dict] = []           # for pictures while it runs: all, or of many every so-manyth and the last
-        self.tracker:Tracker|None = None
-        if self.path is None or folder is None: return
-        if lost := trim_log(self.path, done, done):
-            print(f"{self.path}: {lost} of {done} rows are damaged or missing; what there was is set aside, and the "
-                  "run goes on without them", file=sys.stderr)
-        for row, _ in each_row(self.path): self.remember(row or {})
-        if cfg.track == "wandb":
-            self.tracker = Tracker(folder, without_home(dataclasses.asdict(cfg)), wandb_id or "", self.rows)
-
-    def write(self, row:dict)->None:
-        "One row, handed to the system before the next step begins."
-        if self.path is None: return
-        def for_json(value): return None if isinstance(value, float) and not math.isfinite(value) else value
-        self.remember({name: for_json(value) for name, value in row.items()})
-        append_row(self.path, self.rows[-1])
-        if self.tracker: self.tracker.row(self.rows[-1])
 
     def remember(self, row:dict)->None:
         "Keep the newest row, and at most `FEW` of those before it."
@@ -243,6 +227,28 @@ class Log:
                 for name in ("plies", "seconds"): rows[-1][name] += row[name]
                 rows[-1]["guard"] = "; ".join(filter(None, (rows[-1].get("guard"), row.get("guard"))))
         return rows
+
+# %% ../nbs/11_train.ipynb #016985a6
+class Log(Rows):
+    "metrics.jsonl, and W&B when asked; only the first process writes."
+    def __init__(self, folder:Path|None, cfg:Config, done:int=0, wandb_id:str|None=None):
+        super().__init__(None if folder is None else folder/"metrics.jsonl")
+        self.tracker:Tracker|None = None
+        if self.path is None or folder is None: return
+        if lost := trim_log(self.path, done, done):
+            print(f"{self.path}: {lost} of {done} rows are damaged or missing; what there was is set aside, and the "
+                  "run goes on without them", file=sys.stderr)
+        for row, _ in each_row(self.path): self.remember(row or {})
+        if cfg.track == "wandb":
+            self.tracker = Tracker(folder, without_home(dataclasses.asdict(cfg)), wandb_id or "", self.rows)
+
+    def write(self, row:dict)->None:
+        "One row, handed to the system before the next step begins."
+        if self.path is None: return
+        def for_json(value): return None if isinstance(value, float) and not math.isfinite(value) else value
+        self.remember({name: for_json(value) for name, value in row.items()})
+        append_row(self.path, self.rows[-1])
+        if self.tracker: self.tracker.row(self.rows[-1])
 
     def checkpoint(self, path:Path|None, trainer:Trainer, last:bool)->None:
         "Tell W&B of a checkpoint."
