@@ -49,21 +49,22 @@ def text_outputs(nb):
 MOVE_SLIDERS = """
 import ipywidgets
 if "EXPLORERS" not in globals(): from grpo_chess.lesson import EXPLORERS
-def ends(w):
+def _ends(w):
     if hasattr(w, "options"): return [w._options_full[0][1], w._options_full[-1][1]]
     return [False, True] if isinstance(w, ipywidgets.Checkbox) else [w.min, w.max]
-def boxes_inside(w): return [w, *(x for child in getattr(w, "children", ()) for x in boxes_inside(child))]
-assert EXPLORERS, "this page calls explore(...) but shows no slider"
-for i, explorer in enumerate(EXPLORERS):
-    assert explorer.image in boxes_inside(explorer.box), f"figure {i} is not in what is shown"
+def _boxes_inside(w): return [w, *(x for child in getattr(w, "children", ()) for x in _boxes_inside(child))]
+def _move(figure, explorer):            # in a function, so that no name of the page is lost
+    assert explorer.image in _boxes_inside(explorer.box), f"figure {figure} is not in what is shown"
     for name, control in explorer.controls.items():
-        assert control in boxes_inside(explorer.box), f"slider {name} is not in what is shown"
+        assert control in _boxes_inside(explorer.box), f"slider {name} is not in what is shown"
         start, pictures = control.value, set()
-        for value in ends(control):
+        for value in _ends(control):
             control.value = value
             pictures.add(explorer.image.value)
         control.value = start
-        assert len(pictures) == 2, f"figure {i}: moving {name} changes nothing"
+        assert len(pictures) == 2, f"figure {figure}: moving {name} changes nothing"
+assert EXPLORERS, "this page calls explore(...) but shows no slider"
+for _figure, _explorer in enumerate(EXPLORERS): _move(_figure, _explorer)
 """
 
 
