@@ -242,8 +242,9 @@ def divergence(history:History)->Finding|None:
 def grad_spikes(history:History)->Finding|None:
     "Several gradients twenty times the median."
     steps, norm = history.finite("grad_norm")
+    if len(norm) < 30: return None
     high = norm > 20*max(float(np.median(norm)), 1e-12)
-    if len(norm) < 30 or high.sum() < 2 or high.mean() > .2: return None
+    if high.sum() < 2 or high.mean() > .2: return None
     return Finding("grad_spikes", "warning", .7, f"{high.sum()} gradients are more than 20 times the median of "
                    f"{np.median(norm):.3g}, the largest {norm.max():.3g}.", (int(steps[high][0]), int(steps[high][-1])),
                    dict(largest=float(norm.max())), ("grad_norm",))
