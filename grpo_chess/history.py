@@ -170,7 +170,8 @@ def ends(
     values:np.ndarray,   # [n]
     share:float=.1,      # of them, at each end
 )->tuple[float, float]:
-    "Medians of the first and of the last part of a column."
+    "Medians of the first and of the last part of a column; NaN where it is empty."
+    if not len(values): return math.nan, math.nan
     part = max(1, round(share*len(values)))
     return float(np.median(values[:part])), float(np.median(values[-part:]))
 

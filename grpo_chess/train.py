@@ -149,7 +149,6 @@ def run_folder(cfg:Config, label:str)->Path:                # not made yet
     if folder.exists(): raise RunError(f"{folder} exists: continue it with --resume {folder}, or choose another --name")
     return folder
 
-# %% ../nbs/11_train.ipynb #f1170016
 def identity(cfg:Config, fabric:Fabric, own:Own)->dict[str, Any]:
     "What makes a run the run it is, besides its settings."
     judged = own.reward is None and cfg.reward.judge == "engine"
