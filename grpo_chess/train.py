@@ -508,8 +508,7 @@ def work(argv:list[str])->None:
     follow_agent()
     try:
         cfg, how = parse(argv)
-        outcome = run(cfg, **how)
-        if outcome.status: raise {3: GuardStop, 130: Stopped}[outcome.status](outcome.why)
+        if (outcome := run(cfg, **how)).status: raise {3: GuardStop, 130: Stopped}[outcome.status](outcome.why)
     finally:       # left to the interpreter's exit, gloo's threads abort a process now and then
         if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 
