@@ -95,8 +95,8 @@ class LivePanel:
 
     def show(self, rows:list[dict], last:bool=False)->None:
         "Draw again, if it is time to; always at the end."
-        start = time.monotonic()
-        if not self.on or not rows or start < self.next and not last: return
+        if not self.on or not rows: return
+        if (start := time.monotonic()) < self.next and not last: return
         from IPython.display import Image, display
         picture = Image(panel_png(rows, self.title))
         if self.handle is None: self.handle = display(picture, display_id=True)

@@ -1,6 +1,7 @@
 """The board in a real browser: moves by click and by drag, the answer, arrows, temperature, undo, flip, a new game,
 promotion, and a group of siblings; what is compared is what stands on the screen."""
 
+import os
 import re
 import time
 
@@ -9,7 +10,8 @@ import pytest
 from browser import BADGE, MISSING, TOP, Lab
 
 pytest.importorskip("anywidget", reason="no anywidget here: pip install anywidget")
-pytestmark = [pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.skipif(bool(MISSING), reason=MISSING),
+              pytest.mark.skipif(not os.environ.get("ALL_PAGES"), reason="make test-browser plays on the board"), pytest.mark.xdist_group("browser")]
 PAGE = "nbs/12_widget.ipynb"
 
 SEEN = """

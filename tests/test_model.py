@@ -1,4 +1,5 @@
 "grpo_chess.model: the move distribution against plain sums, its sampling at the edges, and files that must be refused."
+import errno
 import json
 import math
 import random
@@ -362,10 +363,8 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path/"a.safetensors"
     save_model(lively(), path)
     before = path.read_bytes()
-    def full(state, tmp, metadata):
-        tmp.write_bytes(b"half")
-        raise OSError("disk full")
-    monkeypatch.setattr("grpo_chess.model.save_file", full)
+    def full(handle): raise OSError(errno.ENOSPC, "disk full")
+    monkeypatch.setattr("grpo_chess.files.os.fsync", full)
     with pytest.raises(OSError, match="disk full"): save_model(lively(seed=1), path)
     assert path.read_bytes() == before
 
