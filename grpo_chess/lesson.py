@@ -151,7 +151,7 @@ def claims_table(
     rows = ["| finding | the claim |", "|---|---|"]
     for name in names:
         page = json.loads((data("positions.jsonl").parent.parent/f"findings/{name}.ipynb").read_text(encoding="utf-8"))
-        title, claim = (s.strip("#> \n") for s in "".join(page["cells"][0]["source"]).split("\n\n", 1))
+        title, claim = (s.strip("#> \n") for s in "".join(page["cells"][0]["source"]).split("\n\n")[:2])
         rows.append(f"| [{title}]({name}.ipynb) | {' '.join(claim.split())} |")
     return Markdown("\n".join(rows))
 

@@ -11,7 +11,8 @@ from browser import BADGE, MISSING, TOP, Lab
 
 pytest.importorskip("anywidget", reason="no anywidget here: pip install anywidget")
 pytestmark = [pytest.mark.skipif(bool(MISSING), reason=MISSING),
-              pytest.mark.skipif(not os.environ.get("ALL_PAGES"), reason="make test-browser plays on the board"), pytest.mark.xdist_group("browser")]
+              pytest.mark.skipif(not os.environ.get("ALL_PAGES"), reason="make test-browser plays on the board"),
+              pytest.mark.xdist_group("browser")]
 PAGE = "nbs/12_widget.ipynb"
 
 SEEN = """
