@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # Threads that wait spin for a moment, then sleep. Beside a busy process that is several times as fast as libgomp's own
-# choice (benchmarks/threads.py measures it). libgomp reads it when torch is loaded, hence here, before any other import.
+# choice (benchmarks/threads.py measures it). libgomp reads it when torch is loaded, hence here, before other imports.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _DOOR = dict(preset="config", presets="config", run="train", load="front", match="front", play_board="widget",

@@ -9,6 +9,7 @@ import pytest
 TOP = Path(__file__).resolve().parent.parent
 sys.path.append(str(TOP/"benchmarks"))
 from attacks import PARTS, Tally, disk, inputs, processes  # noqa: E402
+from faults import table  # noqa: E402
 
 def made(make, tmp_path, n):
     "Attacks, of which none may have come through."
@@ -39,6 +40,7 @@ def test_the_table_is_of_these_attacks():
     kept = json.loads((TOP/"benchmarks/faults.json").read_text())
     assert set(kept) <= set(PARTS)
     for name, row in kept.items(): assert row["made"] and not row["failed"], name
+    assert table(kept) in (TOP/"benchmarks/README.md").read_text(), "print the table anew"
 
 # Security: what no module does
 
