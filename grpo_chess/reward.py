@@ -114,6 +114,8 @@ def checked_values(
     return found
 
 # %% ../nbs/05_reward.ipynb #e45bedb0
+REMEMBERED = 500_000        # positions that a judge remembers
+
 @dataclass
 class RewardConfig:
     """What a position is worth.
@@ -138,8 +140,6 @@ class RewardConfig:
         if self.nodes < 0: raise ValueError(f"reward.nodes = {self.nodes} must be at least 0")
 
 # %% ../nbs/05_reward.ipynb #6fc021d3
-REMEMBERED = 500_000        # positions that a judge remembers
-
 class Judge:
     "Values of positions: by an engine, by material, or by a function of one's own."
     def __init__(self,
@@ -195,7 +195,6 @@ def _collect(judge:Judge, job)->None:
     try: judge.known |= zip(asked, judge.scale.value(job.result()).tolist(), strict=True)
     finally: judge.pending = {f: j for f, j in judge.pending.items() if j is not job}
 
-# %% ../nbs/05_reward.ipynb #ae456777
 def _ask_moves(judge:Judge, new:list[str])->None:
     "One job for these positions, if an engine judges."
     if not (new and judge.cfg.judge == "engine" and judge.pool): return
@@ -209,6 +208,7 @@ def _answers(judge:Judge, pool:EnginePool, fens:list[str])->Iterator[dict[str, i
     for fen in fens: judge.pending_moves.pop(fen, None)
     for job, place in jobs: yield pool.wait(job)[place]
 
+# %% ../nbs/05_reward.ipynb #ae456777
 def _values_after(judge:Judge, fens:list[str], actions:list[list[int]])->np.ndarray:
     "Value of every move in one row, mover's view: by one search a position, or by what stands on the board after it."
     scale, cfg = judge.scale, judge.cfg
