@@ -68,6 +68,7 @@ CASES |= {
         ("group_collapse", "no_spread", "flat_reward", "evaluation_floor")),
 }
 
+# %% ../nbs/07_detectors.ipynb #3117f8b3
 @check("entropy")
 def entropy_collapse(history:History)->Finding|None:
     "The entropy has gone and the reward has not come."
@@ -121,6 +122,7 @@ CASES |= {
         at_start=True),
 }
 
+# %% ../nbs/07_detectors.ipynb #906887be
 def typical_end(history:History, name:str, share:float=.3)->float:
     "Median of the last part of a column; NaN if there is none."
     values = history.values(name)
@@ -165,6 +167,7 @@ CASES |= {
         ("flat_reward", "no_spread", "group_collapse", "entropy_collapse", "slow_collapse", "advantage_vanishes")),
 }
 
+# %% ../nbs/07_detectors.ipynb #edc01311
 OFTEN = 3.       # standard errors instead of two, because one looks at a run many times
 
 @check("train/avg_reward|expected_regret")
@@ -260,6 +263,7 @@ CASES |= {
         "An untrained network that scores clearly less under the same protocol."),
 }
 
+# %% ../nbs/07_detectors.ipynb #f2e7c09a
 def chi2_limit(free:int)->float:
     "95 % point of chi squared (Wilson and Hilferty)."
     return free*(1 - 2/(9*free) + 1.645*math.sqrt(2/(9*free)))**3

@@ -58,7 +58,7 @@ def diagnose(
     for check in CHECKS:
         if lacks := check.lacks(history): skipped[check.name] = lacks
         elif found := check.look(history): findings.append(found)
-    return Diagnosis(history, in_order(findings), skipped, len(CHECKS) - len(skipped))
+    return Diagnosis(history, in_order(findings, history.first_step), skipped, len(CHECKS) - len(skipped))
 
 # %% ../nbs/10_doctor.ipynb #69760d74
 def parts_of(finding:Finding)->list[tuple[str, str]]:

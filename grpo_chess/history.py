@@ -38,6 +38,10 @@ class History:
         return next((name for name in names if name in self), "")
 
     @property
+    def first_step(self)->int:
+        return int(min((steps[0] for steps, _ in self.columns.values() if len(steps)), default=0))
+
+    @property
     def last_step(self)->int:
         return int(max((steps[-1] for steps, _ in self.columns.values() if len(steps)), default=0))
 
@@ -158,22 +162,28 @@ def onset(
     found = np.flatnonzero(np.asarray(bad, bool) & (left >= .8))
     return int(steps[found[0]] if len(found) else steps[-1])
 
-def explains(cause:Finding, effect:Finding)->bool:
+def explains(
+    cause:Finding,
+    effect:Finding,
+    start:int=0,          # first step of the run
+)->bool:
     "Does one finding lead to the other, and did it begin no more than a tenth of the run later?"
     if cause.name not in CASES or effect.name not in CASES[cause.name].leads_to or not cause.alarms: return False
-    first = effect.steps[0] <= cause.steps[0]
     late = 0. if cause.name in CASES[effect.name].leads_to else max(5., .1*effect.steps[1])      # either way round
-    if first and CASES[effect.name].at_start and not CASES[cause.name].at_start: return False    # no update before it
+    if effect.steps[0] <= start and CASES[effect.name].at_start > CASES[cause.name].at_start: return False
     return cause.steps[0] <= effect.steps[0] + late
 
-def in_order(findings:Iterable[Finding])->list[Finding]:
+def in_order(
+    findings:Iterable[Finding],
+    start:int=0,          # first step of the run
+)->list[Finding]:
     "Alarms before notes, causes before what they lead to, then the surest; sets `after` of each."
     rest = sorted(findings, key=lambda f: (not f.alarms, f.severity == "healthy", -f.certainty))
-    for f in rest: f.after = next((g.name for g in rest if explains(g, f) and not explains(f, g)), "")
+    for f in rest: f.after = next((g.name for g in rest if explains(g, f, start) and not explains(f, g, start)), "")
     out:list[Finding] = []
     while rest:
         kind = [f for f in rest if f.alarms == rest[0].alarms]
-        free = [f for f in kind if not any(explains(g, f) for g in kind if g is not f)]    # none in a circle
+        free = [f for f in kind if not any(explains(g, f, start) for g in kind if g is not f)]    # none in a circle
         out.append((free or kind)[0])
         rest.remove(out[-1])
     return out
@@ -199,6 +209,7 @@ def check(*needs:str)->Callable:
         return look
     return register
 
+# %% ../nbs/07_history.ipynb #917d5775
 def ends(
     values:np.ndarray,   # [n]
     share:float=.1,      # of them, at each end

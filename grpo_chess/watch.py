@@ -32,7 +32,7 @@ def alarms(
     "What the detectors say now that deserves a warning."
     history = from_rows(rows, config)
     found = [f for check in CHECKS if not check.lacks(history) and (f := check.look(history)) and f.alarms]
-    return in_order(found)
+    return in_order(found, history.first_step)
 
 # %% ../nbs/07_watch.ipynb #6f8001cb
 def parse_actions(
