@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from .board import PositionError
-from .engine import EngineConfig, EngineError, EnginePool, engine_name
+from .engine import EngineConfig, EngineError, EnginePool, judge_name
 from .files import can_write, without_home, write_whole
 from .matches import RATINGS, JudgeConfig, Ladder, MatchResult, play_ladder, play_match, play_sprt
 from .measures import PuzzleResult, Regret, read_labels, read_puzzles, regret, solve
@@ -143,7 +143,7 @@ class Arena:
         if not (cfg.games or self.labels or self.puzzles):
             raise ArenaError("nothing to measure: give games, regret or puzzles")
         wanted = needs_engine(cfg.a) or cfg.games and (cfg.judge.on or cfg.ladder >= 0 or needs_engine(cfg.b))
-        self.engine = engine_name(cfg.engine.path) if wanted else "no engine"
+        self.engine = judge_name(cfg.engine) if wanted else "no engine"
         self.pool = EnginePool(cfg.engine) if wanted else None
         self.others:list[OtherEngine] = []      # engines that are named by a player
         self.a = self.player(cfg.a, 2*cfg.seed)

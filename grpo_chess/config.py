@@ -193,8 +193,9 @@ def read_settings(folder:Path)->dict[str, Any]:
                       f"settings only; a new one can begin with --config {path} --init {folder}/model.safetensors")
 
 # %% ../nbs/11_config.ipynb #f11c0015
-MAY_CHANGE = ("minutes", "track", "accelerator", "engine.path", "engine.processes", "engine.timeout", "engine.retries",
-              "trainer.steps", "trainer.checkpoint_every", "trainer.keep", "trainer.micro_batch",
+MAY_CHANGE = ("minutes", "track", "accelerator", "engine.path", "engine.where", "engine.processes",
+              "engine.timeout", "engine.retries", "trainer.steps", "trainer.checkpoint_every", "trainer.keep",
+              "trainer.micro_batch",
               *(f"match.{f.name}" for f in dataclasses.fields(MatchConfig)))
 
 def check_resumable(argv:list[str])->None:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from .board import ACTIONS, action_to_move, legal_actions, position_key, terminal, tokens
-from .engine import MATE, EngineConfig, EnginePool, engine_name
+from .engine import MATE, EngineConfig, EnginePool, judge_name
 from .reward import arrange, win_probability
 from .files import FileError, file_digest, locked, move_aside, open_json, sealed_json, write_whole
 
@@ -435,7 +435,7 @@ def label(
     quiet:bool=False,         # no progress bar
 )->dict:                      # the manifest
     "Make the shards that are not there yet."
-    common, folder = manifest_of(cfg, engine_name(cfg.engine.path)), make_folder(cfg.out)
+    common, folder = manifest_of(cfg, judge_name(cfg.engine)), make_folder(cfg.out)
     with locked_part(folder, cfg.part):
         set_damage_aside(folder)
         ready = {s["name"] for s in write_manifest(folder, common)["shards"]}

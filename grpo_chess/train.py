@@ -42,7 +42,7 @@ from .board import PositionError
 from .checkpoint import (
     CheckpointError, checkpoints, load_checkpoint, read_weights, save_checkpoint, save_weights, weight_bytes)
 from .config import Config, ConfigError, from_values, parse, read_settings, settings_text, write_settings
-from .engine import EngineConfig, EngineError, EnginePool, engine_name, usable_cores
+from .engine import EngineConfig, EngineError, EnginePool, judge_name, usable_cores
 from .files import (
     append_row, beside, each_row, flush, locked, move_aside, named, open_json, sealed_json, trim_log,
     without_home, write_new, write_whole)
@@ -90,6 +90,7 @@ def needs_engine(cfg:Config, own:Own)->bool:
 
 def engine_share(cfg:Config)->EngineConfig:
     "The engines of one process: the cores that we may use, shared by the processes of this machine."
+    if cfg.engine.where != "local": return cfg.engine       # a cluster is shared out by its desk
     processes = cfg.engine.processes or max(1, usable_cores()//int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     return dataclasses.replace(cfg.engine, processes=processes)
 
@@ -152,7 +153,7 @@ def run_folder(cfg:Config, label:str)->Path:                # not made yet
 def identity(cfg:Config, fabric:Fabric, own:Own)->dict[str, Any]:
     "What makes a run the run it is, besides its settings."
     judged = own.reward is None and cfg.reward.judge == "engine"
-    return dict(engine=engine_name(cfg.engine.path) if judged or cfg.sampler.teacher_forcing else "",
+    return dict(engine=judge_name(cfg.engine) if judged or cfg.sampler.teacher_forcing else "",
                 precision=fabric.strategy.precision.precision, own=own.names,
                 wandb=os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8])          # an agent of a sweep names it
 
@@ -435,7 +436,7 @@ def describe_run(cfg:Config, fabric:Fabric, trainer:Trainer, own:Own)->str:
     "Who plays, who judges, and where, in one line."
     s, judge = cfg.sampler, "counting material"
     depth = f"{cfg.reward.nodes} nodes" if cfg.reward.nodes else f"depth {cfg.reward.depth}"
-    if cfg.reward.judge == "engine" and own.reward is None: judge = f"{engine_name(cfg.engine.path)}, {depth}"
+    if cfg.reward.judge == "engine" and own.reward is None: judge = f"{judge_name(cfg.engine)}, {depth}"
     if own.reward is not None: judge = f"its own function {getattr(own.reward, '__name__', type(own.reward).__name__)}"
     where = f"{fabric.device}, {fabric.strategy.precision.precision}"
     if fabric.world_size > 1: where += f", {fabric.world_size} processes"

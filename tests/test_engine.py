@@ -52,7 +52,8 @@ def running(pid):
 def children():
     "Processes started by this one, but for the one that counts them."
     command = ["ps", "-ww", "-o", "pid=,stat=,args=", "--ppid", str(os.getpid())]
-    return [line for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines() if "ps -ww" not in line]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    return [line for line in lines if "ps -ww" not in line]
 def until(condition, seconds=10.):
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end: time.sleep(.02)
@@ -60,7 +61,7 @@ def until(condition, seconds=10.):
 
 @pytest.fixture(autouse=True)
 def no_process_left(request):
-    before = {line.split()[0] for line in children()}        # of other tests: W&B's service lives as long as its process
+    before = {line.split()[0] for line in children()}        # of other tests: W&B's service ends with its process
     def left(): return [line for line in children() if line.split()[0] not in before]
     yield
     gc.collect()

@@ -383,12 +383,13 @@ def test_a_resumed_run_has_the_precision_that_it_began_with(tmp_path, monkeypatc
     assert main(["--resume", str(tmp_path/"p")]) == 2
 
 def clock(monkeypatch, step=1.):
-    "A clock that says so many seconds a look."
-    now = [1000.]
-    def tick():
+    "A clock that goes on by so many seconds with each step of training, whoever looks at it."
+    now, train_step = [1000.], Trainer.step
+    def stepped(self):
         now[0] += step
-        return now[0]
-    monkeypatch.setattr(train.time, "monotonic", tick)
+        return train_step(self)
+    monkeypatch.setattr(Trainer, "step", stepped)
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
     return now
 
 def ending_after(monkeypatch, n, number=signal.SIGINT):

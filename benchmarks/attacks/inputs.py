@@ -54,7 +54,7 @@ def readers(folder):
     from grpo_chess.config import Config
     from grpo_chess.convert import READERS, ConvertConfig, as_labels, good_rows
     from grpo_chess.engine import PositionError as Position
-    from grpo_chess.engine import _Job, _read_best, _read_moves, _read_score, _strict
+    from grpo_chess.engine import Job, _read_best, _read_moves, _read_score, _strict
     from grpo_chess.files import FileError, open_json, trim_log
     from grpo_chess.labels import LabelError, read_manifest, read_shard
     from grpo_chess.measures import read_labels, read_puzzles
@@ -78,7 +78,7 @@ def readers(folder):
 
     def engine(read):
         def answer(data):
-            job = _Job([FEN.replace(" b ", " w ")], "depth 1", _strict(read), list, {})
+            job = Job([FEN.replace(" b ", " w ")], "depth 1", _strict(read), list, {})
             return job.understand(0, 1, b"\n" + data)
 
         return answer
