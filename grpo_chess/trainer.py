@@ -284,9 +284,9 @@ class Actor(Run):
     def play(self)->Batch:
         "Play this process's share of the games and judge them."
         starts, all_moves = self.starts(self.done, self.first, self.local), self.lcfg.moves == "all"
-        on_new = None if all_moves else self.judge.submit             # the engines work while the games go on
-        behaviour = self.policy(self.behaviour)
-        ro = rollout(behaviour, starts, self.scfg, self.seed, self.done, self.first, on_new, self.teacher)
+        on_new, on_turn = (None, self.judge.submit_moves) if all_moves else (self.judge.submit, None)
+        behaviour = self.policy(self.behaviour)                       # the engines work while the games go on
+        ro = rollout(behaviour, starts, self.scfg, self.seed, self.done, self.first, on_new, self.teacher, on_turn)
         if all_moves: return judge_moves(self.fabric, ro, self.judge, self.lcfg)
         return judge_rollout(self.fabric, ro, self.judge, self.lcfg, self.first)
 
@@ -359,6 +359,7 @@ class Gradients(Actor):
             sums += torch.tensor([terms[name].item() for name in names], dtype=torch.float64)
             seen = torch.where(plies.mask, plies.logp_new.detach(), 0.).unflatten(0, (len(part), -1))
             logp_new[part] = F.pad(seen, (0, logp_new.shape[-1] - seen.shape[-1]))
+            del plies, terms                                            # and with them what the backward pass needed
         return dict(zip(names, sum_of_all(self.fabric, sums).tolist())), logp_new
 
     def check_finite(self, loss:float, norm:float, patience:int=20)->None:
