@@ -24,7 +24,7 @@ test: .venv/.ready engine
 	$(PY) -m pytest tests $(ARGS)
 
 test-browser: .venv/.ready engine browser
-	ALL_PAGES=1 $(PY) -m pytest tests/test_browser.py tests/test_board_browser.py -n 0 $(ARGS)
+	ALL_PAGES=1 $(PY) -m pytest tests/test_browser.py tests/test_board_browser.py tests/test_live_browser.py -n 0 $(ARGS)
 
 test-gui: .venv/.ready gui
 	$(PY) -m pytest tests/test_gui.py -n 0 -rs $(ARGS)

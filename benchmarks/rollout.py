@@ -31,7 +31,7 @@ def make_policy(model, device):
 
 
 def measure(pool, policy, boards, group, plies, depth, repeats):
-    "Seconds of rollout + reward, and of the pool alone on the same positions, in turn; medians and their ratio."
+    "Rollout + reward, and the pool alone on the same positions, in turn: positions a second, and the ratio of times."
     cfg = SamplerConfig(boards=boards, group=group, plies=plies)
     both, alone, positions = [], [], 0
     for step in range(repeats + 1):
@@ -46,7 +46,7 @@ def measure(pool, policy, boards, group, plies, depth, repeats):
         both.append(middle - begin)
         alone.append(end - middle)
         positions = len(fens)
-    report(f"B={boards} G={group} T={plies}", positions, both, alone)
+    return report(f"B={boards} G={group} T={plies}", positions, both, alone)
 
 
 def report(name, positions, both, alone):
@@ -55,6 +55,7 @@ def report(name, positions, both, alone):
     print(f"{name}: {positions} positions; rollout + reward {positions/statistics.median(both):,.0f} positions/s, "
           f"pool alone {positions/statistics.median(alone):,.0f}; ratio {statistics.median(ratios):.2f} "
           f"(median of {len(ratios)}; {ratios[0]:.2f}–{ratios[-1]:.2f})", flush=True)
+    return positions/statistics.median(both), statistics.median(ratios)
 
 
 def main():

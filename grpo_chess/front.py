@@ -24,9 +24,10 @@ from .model import Policy
 from .players import (
     ArenaError, Player, engine_player, load_player_model, needs_engine, policy_player, random_openings, random_player,
     read_name, weak_engine_player)
+from .report import Outcome
 from .settings import ConfigError, flatten
 from .stats import MIN_GAMES
-from .train import Outcome, run
+from .train import run
 
 # %% auto #0
 __all__ = ['LoadedPolicy', 'load', 'Match', 'named_player', 'match', 'begin_or_resume']

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PIECES', 'SEVERITIES', 'CASES', 'CHECKS', 'History', 'from_rows', 'pieces', 'Trend', 'theil_sen', 'Case', 'Finding',
-           'Check', 'check', 'ends', 'reward_trend']
+           'onset', 'explains', 'in_order', 'Check', 'check', 'ends', 'reward_trend']
 
 # %% ../nbs/07_history.ipynb #a0bba783
 import math
@@ -22,6 +22,7 @@ class History:
     config: dict[str, Any] = field(default_factory=dict)  # dotted settings, as far as they are known
     name: str = ""
     unknown: list[str] = field(default_factory=list)      # names in the log that mean nothing here
+    logged: dict[str, str] = field(default_factory=dict)  # column -> its name in the log, where that is another one
 
     def __contains__(self, name:str)->bool: return name in self.columns and bool(self.finite(name)[0].size)
 
@@ -36,6 +37,10 @@ class History:
     def first(self, *names:str)->str:
         "The first of these columns that was logged; empty if none was."
         return next((name for name in names if name in self), "")
+
+    @property
+    def first_step(self)->int:
+        return int(min((steps[0] for steps, _ in self.columns.values() if len(steps)), default=0))
 
     @property
     def last_step(self)->int:
@@ -113,6 +118,8 @@ class Case:
     cause: str       # why runs have it
     change: str      # what to change
     refute: str      # what one would see if the finding were wrong
+    leads_to: tuple[str, ...] = ()     # kinds of finding that it brings about, where it was there first
+    at_start: bool = False             # can it be there before any update?
 
 CASES: dict[str, Case] = {}
 
@@ -124,13 +131,15 @@ class Finding:
     severity: str                # one of SEVERITIES
     certainty: float             # 0 to 1
     says: str                    # one sentence with the run's numbers
-    steps: tuple[int, int]       # where it was seen
+    steps: tuple[int, int]       # where it was seen: onset and end
     evidence: dict[str, float] = field(default_factory=dict)
     columns: tuple[str, ...] = ()    # to draw
     more: str = ""               # further evidence, in Markdown
     cause: str = ""              # instead of the case's
     change: str = ""
     refute: str = ""
+    called: str = ""
+    after: str = ""              # the finding of the same run that it probably follows from
 
     def __post_init__(self)->None:
         case = CASES.get(self.name, Case("", "", "", ""))
@@ -141,9 +150,46 @@ class Finding:
         self.certainty = min(max(float(self.certainty), 0.), 1.)
 
     @property
-    def title(self)->str: return CASES[self.name].title if self.name in CASES else self.name.replace("_", " ")
+    def title(self)->str:
+        return self.called or (CASES[self.name].title if self.name in CASES else self.name.replace("_", " "))
     @property
     def alarms(self)->bool: return self.severity in SEVERITIES[:2]
+
+# %% ../nbs/07_history.ipynb #e46c36b5
+def onset(
+    steps:np.ndarray,     # [n]
+    bad:np.ndarray,       # [n] does this step show the fault?
+)->int:                   # the last step if nothing lasts
+    "The first step that shows a fault and from which on four fifths of the steps do."
+    left = np.cumsum(bad[::-1])[::-1]/np.arange(len(bad), 0, -1)
+    found = np.flatnonzero(np.asarray(bad, bool) & (left >= .8))
+    return int(steps[found[0]] if len(found) else steps[-1])
+
+def explains(
+    cause:Finding,
+    effect:Finding,
+    start:int=0,          # first step of the run
+)->bool:
+    "Does one finding lead to the other, and did it begin no more than a tenth of the run later?"
+    if cause.name not in CASES or effect.name not in CASES[cause.name].leads_to or not cause.alarms: return False
+    late = 0. if cause.name in CASES[effect.name].leads_to else max(5., .1*effect.steps[1])      # either way round
+    if effect.steps[0] <= start and CASES[effect.name].at_start > CASES[cause.name].at_start: return False
+    return cause.steps[0] <= effect.steps[0] + late
+
+def in_order(
+    findings:Iterable[Finding],
+    start:int=0,          # first step of the run
+)->list[Finding]:
+    "Alarms before notes, causes before what they lead to, then the surest; sets `after` of each."
+    rest = sorted(findings, key=lambda f: (not f.alarms, f.severity == "healthy", -f.certainty))
+    for f in rest: f.after = next((g.name for g in rest if explains(g, f, start) and not explains(f, g, start)), "")
+    out:list[Finding] = []
+    while rest:
+        kind = [f for f in rest if f.alarms == rest[0].alarms]
+        free = [f for f in kind if not any(explains(g, f, start) for g in kind if g is not f)]    # none in a circle
+        out.append((free or kind)[0])
+        rest.remove(out[-1])
+    return out
 
 # %% ../nbs/07_history.ipynb #93bc2933
 @dataclass
@@ -166,6 +212,7 @@ def check(*needs:str)->Callable:
         return look
     return register
 
+# %% ../nbs/07_history.ipynb #917d5775
 def ends(
     values:np.ndarray,   # [n]
     share:float=.1,      # of them, at each end
@@ -178,10 +225,11 @@ def ends(
 def reward_trend(
     history:History,
     since:float=-math.inf,    # step
+    z:float=1.96,             # of its interval
 )->Trend|None:                # of the reward, or of the regret with its sign turned; None if neither was logged
     "Does the policy get better?"
     name = history.first("expected_regret", "train/avg_reward", "eval_score")
     if not name: return None
     steps, values = history.finite(name)
     late, sign = steps >= since, -1. if name == "expected_regret" else 1.
-    return theil_sen(steps[late], sign*values[late])
+    return theil_sen(steps[late], sign*values[late], z)

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from .panel import draw_panel
 
 # %% auto #0
-__all__ = ['COST', 'LEAST', 'remaining', 'share', 'TimeBar', 'progress_text', 'in_notebook', 'panel_png', 'LivePanel']
+__all__ = ['COST', 'LEAST', 'remaining', 'share', 'TimeBar', 'progress_text', 'in_notebook', 'PageLine', 'bar_file', 'panel_png',
+           'LivePanel']
 
 # %% ../nbs/11_live.ipynb #11fb9f76
 def remaining(
@@ -72,13 +73,31 @@ def progress_text(row:dict)->dict[str, str]:
     return good | dict(entropy=f"{row['entropy']:.2f}", clip=f"{row['clip_region']:.2f}",
                        ratio_error=f"{row['ratio_error']:.0e}")
 
-# %% ../nbs/11_live.ipynb #11fbed99
-COST, LEAST = .05, 2.           # share of the time that drawing may take; seconds between two pictures at least
-
+# %% ../nbs/11_live.ipynb #11fb0a60
 def in_notebook()->bool:
     "Does this code run in a kernel whose output is a page? True in Jupyter and Colab."
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None
+
+class PageLine(io.TextIOBase):
+    "A line of a page that is written in its place again and again, as a terminal's line is after a carriage return."
+    def __init__(self): self.text, self.handle = "", None
+
+    def write(self, text:str)->int:
+        line = text.replace("\r", "").strip()
+        if not line or line == self.text: return len(text)
+        from IPython.display import display
+        self.text, shown = line, {"text/plain": line}
+        if self.handle is None: self.handle = display(shown, raw=True, display_id=True)
+        else: self.handle.update(shown, raw=True)
+        return len(text)
+
+def bar_file()->PageLine|None:
+    "Where a bar is written: a line of the notebook, or the terminal's stderr."
+    return PageLine() if in_notebook() else None
+
+# %% ../nbs/11_live.ipynb #11fbed99
+COST, LEAST = .05, 2.           # share of the time that drawing may take; seconds between two pictures at least
 
 def panel_png(rows:list[dict], title:str)->bytes:
     "The panel as a picture."

@@ -13,20 +13,28 @@ import math
 import numpy as np
 
 from .detectors import typical_end
-from .firststep import number, off_floor
-from .history import CASES, Case, Finding, History, check, ends, reward_trend, theil_sen
+from .firststep import bad_start, number
+from .history import CASES, Case, Finding, History, check, ends, onset, reward_trend, theil_sen
 
 # %% ../nbs/07_machinery.ipynb #e1174812
 CASES |= {
-    "controller_saturated": Case("KL controller at its maximum", "The measured KL stays above the target whatever the "
-        "coefficient does, so the controller is a large constant penalty.", "Find out why the KL is high (is it high "
-        "at "
-        "the first step?); then raise target_kl above the KL of a healthy step, or turn the controller off.",
-        "A coefficient that comes down again within the run."),
-    "controller_idle": Case("KL controller at its minimum", "The measured KL stays below the target, so the penalty is "
-        "next to nothing.", "Turn it off and say so, or lower target_kl to the KL that a step really has.",
-        "A coefficient that rises when the policy moves faster."),
-    "monitor_silent": Case("monitor that never fires", "Its threshold is far from anything that the run does.",
+    "controller_saturated": Case(
+        "KL controller at its maximum",
+        "The measured KL stays above the target whatever the coefficient does, so the controller is a large constant "
+        "penalty.",
+        "Find out why the KL is high (is it high at the first step?); then raise target_kl above the KL of a healthy "
+        "step, or turn the controller off.",
+        "A coefficient that comes down again within the run.",
+        ("flat_reward", "lr_too_low", "evaluation_floor")),
+    "controller_idle": Case(
+        "KL controller at its minimum",
+        "The measured KL stays below the target, so the penalty is next to nothing.",
+        "Turn it off and say so, or lower target_kl to the KL that a step really has.",
+        "A coefficient that rises when the policy moves faster.",
+        ("evaluation_floor",)),
+    "monitor_silent": Case(
+        "monitor that never fires",
+        "Its threshold is far from anything that the run does.",
         "Set the threshold from the spread of a good run (just below its lowest value), or remove the monitor.",
         "A single step in which it counted."),
 }
@@ -47,9 +55,9 @@ def controller(history:History)->Finding|None:
         if at.mean() < enough or not at[-1] or not better: continue
         ratio = typical_end(history, "kl_ratio")
         more = f", with the KL at {ratio:.1f} times its target" if math.isfinite(ratio) else ""
-        return Finding(name, "warning", .9, f"The KL coefficient is at its {said} of {coef[at][0]:.3g} in "
-            f"{at.mean():.0%} "
-                       f"of the steps, from step {steps[at][0]:.0f} on{more}.", (int(steps[at][0]), int(steps[-1])),
+        text = (f"The KL coefficient is at its {said} of {coef[at][0]:.3g} in {at.mean():.0%} of the steps, "
+                f"from step {steps[at][0]:.0f} on{more}.")
+        return Finding(name, "warning", .9, text, (int(steps[at][0]), int(steps[-1])),
                        dict(coefficient=float(coef[-1]), share=float(at.mean())), ("kl_coef", "kl_ratio"))
     return None
 
@@ -62,31 +70,36 @@ def monitor_silent(history:History)->Finding|None:
     entropy = history.values("entropy")
     if not floor > 0 or fired.any() or steps[-1] < 50: return None
     if entropy.min() < 1.2*floor: return None
-    return Finding("monitor_silent", "note", .9, f"The entropy floor of {floor:g} nats was not reached in "
-                   f"{steps[-1]:.0f} steps; the lowest entropy was "
-                   f"{entropy.min():.2f}.", (int(steps[0]), int(steps[-1])),
-                   dict(floor=floor, lowest=float(entropy.min())), ("entropy",))
+    said = f"The entropy floor of {floor:g} nats was not reached in {steps[-1]:.0f} steps; "
+    return Finding("monitor_silent", "note", .9, f"{said}the lowest entropy was {entropy.min():.2f}.",
+                   (int(steps[0]), int(steps[-1])), dict(floor=floor, lowest=float(entropy.min())), ("entropy",))
 
 # %% ../nbs/07_machinery.ipynb #db90c058
 CASES |= {
-    "bonus_dominates": Case("the entropy bonus outweighs the reward", "The gradient of the bonus is longer than that "
-    "of "
-        "the policy term, so the policy is pushed towards chance.", "Divide the entropy coefficient by the ratio of "
-        "the "
-        "two gradients, or scale advantages by their batch's rms.", "A reward that rises while the ratio stays."),
-    "budget_by_value": Case("a loss that is mostly entropy by value", "A term's share of the loss value is not its "
-    "push; "
-        "a sampled entropy even has no expected gradient on fresh samples.", "Do not tune coefficients by values: "
-        "measure "
-        "the terms' gradients (trainer.budget_every).", "Gradient norms with the same shares as the values."),
-    "terms_cancel": Case("two regularisers that cancel", "KL penalty and entropy bonus are the same sum with opposite "
-        "signs: k1 and a sampled entropy with equal coefficients.", "Remove one of the two, or use exact forms of "
-        "both.",
-        "A cosine of their gradients above -0.5."),
-    "loss_is_entropy": Case("a loss that rises because entropy falls", "The bonus is part of the loss's value, so a "
-        "falling entropy raises it.", "Nothing for the loss: it is no measure of learning here. Judge the entropy's "
-        "fall "
-        "by the reward.", "A loss that rises more than the coefficient times the fall of entropy."),
+    "bonus_dominates": Case(
+        "the entropy bonus outweighs the reward",
+        "The gradient of the bonus is longer than that of the policy term, so the policy is pushed towards chance.",
+        "Divide the entropy coefficient by the ratio of the two gradients, or scale advantages by their batch's rms.",
+        "A reward that rises while the ratio stays.",
+        ("flat_reward", "reward_falls", "evaluation_floor"), at_start=True),
+    "budget_by_value": Case(
+        "a loss that is mostly entropy by value",
+        "A term's share of the loss value is not its push; a sampled entropy even has no expected gradient on fresh "
+        "samples.",
+        "Do not tune coefficients by values: measure the terms' gradients (trainer.budget_every).",
+        "Gradient norms with the same shares as the values."),
+    "terms_cancel": Case(
+        "two regularisers that cancel",
+        "KL penalty and entropy bonus are the same sum with opposite signs: k1 and a sampled entropy with equal "
+        "coefficients.",
+        "Remove one of the two, or use exact forms of both.",
+        "A cosine of their gradients above -0.5.",
+        ("flat_reward", "evaluation_floor"), at_start=True),
+    "loss_is_entropy": Case(
+        "a loss that rises because entropy falls",
+        "The bonus is part of the loss's value, so a falling entropy raises it.",
+        "Nothing for the loss: it is no measure of learning here. Judge the entropy's fall by the reward.",
+        "A loss that rises more than the coefficient times the fall of entropy."),
 }
 
 # %% ../nbs/07_machinery.ipynb #1cda9dae
@@ -97,10 +110,12 @@ def bonus_dominates(history:History)->Finding|None:
     if not bonus > 3*policy or not bonus > 0: return None
     steps, trend = history.finite("grad_entropy")[0], reward_trend(history)
     if trend is not None and trend.rises: return None
-    return Finding("bonus_dominates", "warning", .85, f"The entropy bonus has a gradient of {bonus:.3g}, the policy "
-        f"term "
-                   f"{policy:.3g}: {bonus/max(policy, 1e-12):.1f} times as much.", (int(steps[0]), int(steps[-1])),
-                   dict(ratio=bonus/max(policy, 1e-12)), ("grad_policy", "grad_entropy"))
+    times = bonus/max(policy, 1e-12)
+    both = history.values("grad_entropy")[:len(steps)], history.values("grad_policy")[:len(steps)]
+    begins = onset(steps, both[0] > 3*both[1]) if len(both[0]) == len(both[1]) else int(steps[0])
+    said = f"The entropy bonus has a gradient of {bonus:.3g}, the policy term {policy:.3g}: {times:.1f} times as much."
+    return Finding("bonus_dominates", "warning", .85, said, (begins, int(steps[-1])), dict(ratio=times),
+                   ("grad_policy", "grad_entropy"))
 
 @check("entropy_term", "ppo_loss")
 def budget_by_value(history:History)->Finding|None:
@@ -140,44 +155,56 @@ def loss_is_entropy(history:History)->Finding|None:
         float(np.median(np.abs(history.values("entropy_term"))))/max(float(np.median(history.values("entropy"))), 1e-9))
     rise, bonus = high - low, coef*(h0 - h1)
     if not rise > .1*max(abs(low), 1e-9) or h0 - h1 < .3 or not .6 < bonus/rise < 1.6: return None
-    return Finding("loss_is_entropy", "note", .85, f"The loss rises by {rise:.3g}; {coef:.3g} times the fall of "
-        f"entropy "
-                   f"({h0:.2f} to {h1:.2f}) is {bonus:.3g}.", (int(steps[0]), int(steps[-1])),
+    fall = f"the fall of entropy ({h0:.2f} to {h1:.2f})"
+    said = f"The loss rises by {rise:.3g}; {coef:.3g} times {fall} is {bonus:.3g}."
+    return Finding("loss_is_entropy", "note", .85, said, (int(steps[0]), int(steps[-1])),
                    dict(rise=rise, bonus=bonus), ("loss", "entropy"))
 
 # %% ../nbs/07_machinery.ipynb #1b7c2005
 CASES |= {
-    "lr_too_low": Case("learning rate too low", "The steps are too small to change the policy within this run, or "
-    "nothing "
-        "reaches the weights (frozen layers, a gradient scaled away).", "Raise the learning rate tenfold, and look at "
-        "kl_step: between 0.001 and 0.05 is usual.", "A path that grows when the rate is left as it is and the run is "
-        "longer."),
-    "lr_too_high": Case("learning rate too high", "Each update goes so far that the next games come from another "
-    "policy.",
+    "lr_too_low": Case(
+        "learning rate too low",
+        "The steps are too small to change the policy within this run, or nothing reaches the weights (frozen layers, "
+        "a gradient scaled away).",
+        "Raise the learning rate tenfold, and look at the KL of a step (kl_step): between 0.001 and 0.05 is usual.",
+        "A path that grows when the rate is left as it is and the run is longer.",
+        ("flat_reward", "controller_idle", "evaluation_floor")),
+    "lr_too_high": Case(
+        "learning rate too high",
+        "Each update goes so far that the next games come from another policy.",
         "Lower the learning rate to a third, or take fewer updates a step (guard.stop_kl ends a step early).",
-        "A reward that rises all the same."),
-    "clip_fraction": Case("clip fraction high", "Within one step the policy goes beyond the clip range: too large a "
-    "rate, "
-        "too many updates on one batch, or old games.", "Lower the learning rate or the number of updates a step until "
-        "the clip fraction is below a tenth.", "A clip fraction that is as high with a hundredth of the learning rate: "
-        "then the first step is to blame."),
-    "divergence": Case("divergence", "Updates feed on each other: a step too large for the present gradient, and no "
-    "return.",
-        "Go back to the last good checkpoint, lower the learning rate to a third and clip the gradient norm.",
-        "Values that come back by themselves within a few steps."),
+        "A reward that rises all the same.",
+        ("entropy_collapse", "slow_collapse", "group_collapse", "no_spread", "reward_falls", "flat_reward",
+         "clip_fraction", "divergence", "grad_spikes", "advantage_vanishes", "controller_saturated", "not_a_number")),
+    "clip_fraction": Case(
+        "clip fraction high",
+        "Within one step the policy goes beyond the clip range: too large a rate, too many updates on one batch, or "
+        "old games.",
+        "Lower the learning rate or the number of updates a step until the clip fraction is below a tenth.",
+        "A clip fraction that is as high with a hundredth of the learning rate: then the first step is to blame.",
+        ("flat_reward", "evaluation_floor"), at_start=True),
 }
 
 # %% ../nbs/07_machinery.ipynb #ba76373a
 CASES |= {
-    "not_a_number": Case("NaN or infinity", "An overflow in half precision, a division by a spread of 0, or a "
-    "logarithm "
-        "of 0.", "Go back to the checkpoint before this step; compute log-probabilities in float32, add an epsilon to "
-        "the spread, clip the gradient.", "The same step run again without it."),
-    "grad_spikes": Case("gradient spikes", "Single batches have gradients many times the usual.", "Clip the gradient "
-    "norm "
-        "at about twice its median, and look at the batch of such a step.", "The same spikes with clipping on: then "
-        "they "
-        "are only what is logged before clipping."),
+    "divergence": Case(
+        "divergence",
+        "Updates feed on each other: a step too large for the present gradient, and no return.",
+        "Go back to the last good checkpoint, lower the learning rate to a third and clip the gradient norm.",
+        "Values that come back by themselves within a few steps.",
+        ("not_a_number", "grad_spikes")),
+    "not_a_number": Case(
+        "NaN or infinity",
+        "An overflow in half precision, a division by a spread of 0, or a logarithm of 0.",
+        "Go back to the checkpoint before this step; compute log-probabilities in float32, add an epsilon to the "
+        "spread, clip the gradient.",
+        "The same step run again without it."),
+    "grad_spikes": Case(
+        "gradient spikes",
+        "Single batches have gradients many times the usual.",
+        "Clip the gradient norm at about twice its median, and look at the batch of such a step.",
+        "The same spikes with clipping on: then they are only what is logged before clipping.",
+        ("divergence", "not_a_number")),
 }
 
 # %% ../nbs/07_machinery.ipynb #504d8efa
@@ -190,9 +217,8 @@ def lr_too_low(history:History)->Finding|None:
     path = float(np.sqrt(np.maximum(moved, 0)/2).sum()*(steps[-1] - steps[0] + 1)/len(steps)) if own else (
         math.sqrt(max(float(moved[-1]), 0.)/2))
     if path > .02: return None
-    return Finding("lr_too_low", "warning", .9, f"In {steps[-1] - steps[0]:.0f} steps no probability can have "
-        f"changed by "
-                   f"more than {path:.2g}.", (int(steps[0]), int(steps[-1])), dict(path=path),
+    said = f"In {steps[-1] - steps[0]:.0f} steps no probability can have changed by more than {path:.2g}."
+    return Finding("lr_too_low", "warning", .9, said, (int(steps[0]), int(steps[-1])), dict(path=path),
                    (history.first("kl_step", "kl_reference"), "entropy"))
 
 @check("kl_step|approx_kl")
@@ -200,13 +226,15 @@ def lr_too_high(history:History)->Finding|None:
     "Steps that each make another policy."
     name = history.first("kl_step", "approx_kl")
     steps, moved = history.finite(name)
-    if off_floor(history)[1][:3].any(): return None       # the first step is to blame
-    if len(moved) < 5 or np.median(moved) < .3: return None
+    if bad_start(history): return None       # the first step is to blame
+    if len(moved) < 5: return None
+    typical, begun = float(np.median(moved)), float(np.median(moved[:10]))
+    if typical < .3 and begun < 1: return None            # a policy that has collapsed does not move any more
     trend = reward_trend(history)
-    if trend is not None and trend.rises and np.median(moved) < 1: return None
-    return Finding("lr_too_high", "critical" if np.median(moved) > 1 else "warning", .85, f"A typical step moves the "
-                   f"policy by a KL of {np.median(moved):.2f} nats.", (int(steps[0]), int(steps[-1])),
-                   dict(kl=float(np.median(moved))), (name, "entropy"))
+    if trend is not None and trend.rises and max(typical, begun) < 1: return None
+    when, size = ("A typical step", typical) if typical > .3 else ("A step at the beginning", begun)
+    return Finding("lr_too_high", "critical" if size > 1 else "warning", .85, f"{when} moves the policy by a KL of "
+                   f"{size:.2f} nats.", (int(steps[0]), int(steps[-1])), dict(kl=size), (name, "entropy"))
 
 # %% ../nbs/07_machinery.ipynb #367da11d
 @check()
@@ -232,10 +260,10 @@ def divergence(history:History)->Finding|None:
         if len(x) < 20: continue
         usual, last = float(np.median(x[len(x)//10:len(x)//2])), float(np.median(x[-max(3, len(x)//10):]))
         if last < 50*max(usual, 1e-4) or not theil_sen(steps, x).rises: continue
-        if name == "kl_reference" and last < 5: continue          # it grows in every run that learns
-        return Finding("divergence", "critical", .85, f"`{name}` is {last:.3g} at the end and was {usual:.3g} in the "
-            f"first "
-                       "half.", (int(steps[len(x)//2]), int(steps[-1])), dict(usual=usual, last=last), (name,))
+        if name == "kl_reference" and last < 1: continue          # it grows in every run that learns
+        said = f"`{name}` is {last:.3g} at the end and was {usual:.3g} in the first half."
+        return Finding("divergence", "critical", .85, said, (int(steps[len(x)//2]), int(steps[-1])),
+                       dict(usual=usual, last=last), (name,))
     return None
 
 @check("grad_norm")
@@ -251,17 +279,24 @@ def grad_spikes(history:History)->Finding|None:
 
 # %% ../nbs/07_machinery.ipynb #6ff47e42
 CASES |= {
-    "advantage_vanishes": Case("advantages vanish", "Rewards of a group differ by next to nothing, or they are not "
-    "scaled.",
+    "advantage_vanishes": Case(
+        "advantages vanish",
+        "Rewards of a group differ by next to nothing, or they are not scaled.",
         "Divide advantages by the batch's rms (loss.scale = rms), or give the reward a larger scale.",
-        "Rewards whose spread within a group is large while advantages are small: then it is the scaling."),
-    "advantage_explodes": Case("advantages explode", "Rewards without a bound, or a division by a spread near 0.",
+        "Rewards whose spread within a group is large while advantages are small: then it is the scaling.",
+        ("bonus_dominates", "flat_reward", "reward_falls", "lr_too_low", "evaluation_floor"),
+        at_start=True),
+    "advantage_explodes": Case(
+        "advantages explode",
+        "Rewards without a bound, or a division by a spread near 0.",
         "Divide by the batch's rms instead of the group's deviation, bound the reward, or add to the divisor.",
-        "Advantages of usual size in all batches but a few."),
-    "throughput_falls": Case("throughput falls", "Each step takes longer: memory that grows, engines that died, longer "
-        "samples, or another job on the machine.", "Look at memory, children and sample lengths over the run; "
-        "restart the "
-        "workers.", "The same step as fast after a restart with the same weights on an idle machine."),
+        "Advantages of usual size in all batches but a few.",
+        ("divergence", "grad_spikes", "entropy_collapse", "not_a_number", "lr_too_high"), at_start=True),
+    "throughput_falls": Case(
+        "throughput falls",
+        "Each step takes longer: memory that grows, engines that died, longer samples, or another job on the machine.",
+        "Look at memory, children and sample lengths over the run; restart the workers.",
+        "The same step as fast after a restart with the same weights on an idle machine."),
 }
 
 # %% ../nbs/07_machinery.ipynb #af73e22c
@@ -270,12 +305,11 @@ def clip_fraction(history:History)->Finding|None:
     "More than a limit (guard.clip_limit, or 0.3) is clipped in the last part of a run that began well."
     name, limit = history.first("clip_region", "clip_binding"), number(history.config, "clip_limit")
     limit = limit if limit > 0 else .3
-    share, steps = typical_end(history, name), history.finite(name)[0]
-    if not share > limit or len(steps) < 5 or off_floor(history)[1][:1].any(): return None
-    return Finding("clip_fraction", "warning", .8, f"In the last part of the run {share:.0%} of the ratios are "
-        f"outside of "
-                   f"the clip range; {limit:.0%} is the limit.", (int(steps[0]), int(steps[-1])), dict(share=share),
-                   (name, "approx_kl"))
+    share, (steps, values) = typical_end(history, name), history.finite(name)
+    if not share > limit or len(steps) < 5 or bad_start(history): return None
+    said = f"In the last part of the run {share:.0%} of the ratios are outside of the clip range; "
+    return Finding("clip_fraction", "warning", .8, f"{said}{limit:.0%} is the limit.",
+                   (onset(steps, values > limit), int(steps[-1])), dict(share=share), (name, "approx_kl"))
 
 # %% ../nbs/07_machinery.ipynb #652b6433
 @check("advantage_std")
@@ -284,13 +318,14 @@ def advantage_scale(history:History)->Finding|None:
     steps, std = history.finite("advantage_std")
     if len(std) < 5: return None
     start, end = ends(std, .2)
-    where, told = (int(steps[0]), int(steps[-1])), dict(start=start, end=end)
+    told, tail = dict(start=start, end=end), int(steps[-1])
+    said = f"The standard deviation of the advantages is {end:.2g} (it began at {start:.2g})."
     if end < 1e-3 or (end < start/10 and len(std) >= 20):
-        return Finding("advantage_vanishes", "warning", .85, f"The standard deviation of the advantages is {end:.2g} "
-                       f"(it began at {start:.2g}).", where, told, ("advantage_std", "reward_spread"))
+        where = (onset(steps, std < max(1e-3, start/10)), tail)
+        return Finding("advantage_vanishes", "warning", .85, said, where, told, ("advantage_std", "reward_spread"))
     if end > 10 or (end > 10*start and len(std) >= 20):
-        return Finding("advantage_explodes", "warning", .85, f"The standard deviation of the advantages is {end:.3g} "
-                       f"(it began at {start:.3g}).", where, told, ("advantage_std", "grad_norm"))
+        where = (onset(steps, std > min(10., 10*start)), tail)
+        return Finding("advantage_explodes", "warning", .85, said, where, told, ("advantage_std", "grad_norm"))
     return None
 
 @check("throughput|seconds")
@@ -307,7 +342,7 @@ def throughput_falls(history:History)->Finding|None:
     early, late = speed[part//4:part], speed[-part:]               # the first steps warm up
     before, after = np.quantile(early, .25), np.quantile(late, .75)
     if after > .5*before or not theil_sen(steps, speed).falls: return None
-    return Finding("throughput_falls", "warning", .8, f"A step does {np.median(late)/np.median(early):.0%} of what "
-        f"it did "
-                   f"at the beginning, in the same time.", (int(steps[len(speed)//5]), int(steps[-1])),
-                   dict(ratio=float(np.median(late)/np.median(early))), (history.first("throughput", "seconds"),))
+    ratio = float(np.median(late)/np.median(early))
+    said = f"A step does {ratio:.0%} of what it did at the beginning, in the same time."
+    return Finding("throughput_falls", "warning", .8, said, (int(steps[len(speed)//5]), int(steps[-1])),
+                   dict(ratio=ratio), (history.first("throughput", "seconds"),))

@@ -14,7 +14,8 @@ from pathlib import Path
 import chess
 import chess.pgn
 
-from .board import PositionError, action_to_move, legal_actions, parse_fen, position_key, terminal
+from .board import (
+    ACTION_TO, PositionError, action_to_move, legal_actions, parse_fen, position_key, terminal)
 
 # %% auto #0
 __all__ = ['PHASES', 'OPENING_POINTS', 'OPENING_HOME', 'ENDGAME_POINTS', 'TRIES', 'points', 'men_at_home', 'phase_of',
@@ -55,6 +56,8 @@ def phase_of(
     return "opening" if white + black >= OPENING_POINTS and men_at_home(board) >= OPENING_HOME else "middlegame"
 
 # %% ../nbs/06_positions.ipynb #3f015add
+_TARGET = [(ACTION_TO.astype(int) ^ flip).tolist() for flip in (56, 0)]      # [turn][action] -> square
+
 def random_move(
     rng:random.Random,
     board:chess.Board,
@@ -64,9 +67,9 @@ def random_move(
     "A random legal move; with `greed` the side that is not ahead prefers to capture."
     turn = board.turn
     if rng.random() < greed and points(board, turn) <= points(board, not turn):
-        theirs = board.occupied_co[not turn]
-        captures = [m for m in (action_to_move(a, turn) for a in legal) if theirs >> m.to_square & 1]
-        if captures: return rng.choice(captures)
+        theirs, target = board.occupied_co[not turn], _TARGET[turn]
+        captures = [a for a in legal if theirs >> target[a] & 1]
+        if captures: return action_to_move(rng.choice(captures), turn)
     return action_to_move(rng.choice(legal), turn)
 
 # %% ../nbs/06_positions.ipynb #ad69fc9f

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import nn
 from .config import Config, MatchConfig
 from .engine import EnginePool
 from .files import write_whole
+from .live import in_notebook
 from .matches import MatchResult, play_match
 from .model import Policy
 from .page import report_page
@@ -27,7 +29,7 @@ from .stats import series_mean
 
 # %% auto #0
 __all__ = ['REPORT', 'OPENING_SEED', 'SAMPLED', 'GREEDY', 'CROSSED', 'FLOOR', 'with_error', 'change', 'matches_of',
-           'guard_actions', 'match_lines', 'change_lines', 'report_text', 'write_report']
+           'guard_actions', 'match_lines', 'change_lines', 'report_text', 'write_report', 'Outcome']
 
 # %% ../nbs/11_report.ipynb #f11e0009
 REPORT = ("expected_regret", "train/avg_reward", "reward_spread", "entropy", "effective_moves", "agreement_mean",
@@ -143,3 +145,28 @@ def write_report(
     fig.savefig(picture, dpi=100)
     plt.close(fig)
     write_whole(folder/"report.png", picture.getvalue())
+
+# %% ../nbs/11_report.ipynb #f117000c
+@dataclass
+class Outcome:
+    "What a run left; it shows its report."
+    folder:Path|None                    # None in other processes than the first
+    model:nn.Module                     # what it ends with
+    rows:list[dict] = field(default_factory=list)
+    matches:dict[str, MatchResult] = field(default_factory=dict)
+    text:str = ""                       # the report
+    why:str = ""                        # it ended, in a sentence
+    status:int = 0                      # exit status of the command
+
+    def policy(self, temperature:float=1.)->Policy:
+        "What the run ends with, at a temperature."
+        return Policy(self.model, temperature)
+
+    def _repr_markdown_(self)->str:
+        seen = f"The panel, and games to step through: {self.folder}/report.html"
+        return self.text.replace("![panel](report.png)", seen)
+
+    def told(self)->str:
+        "What a run says at its end: its report, or in a notebook, which shows what `run` returns, where that is."
+        if not in_notebook(): return "\n" + self._repr_markdown_()
+        return f"{self.why}\nIts report: what `run` returned shows it, and {self.folder}/report.html with its games."

@@ -8,7 +8,7 @@ __all__ = ['WIN_SLOPE', 'CP_UNIT', 'CP_CLIP', 'SCALES', 'PIECE_CP', 'MOVE_NAMES'
            'node_values', 'step_rewards', 'move_values', 'best_value']
 
 # %% ../nbs/05_reward.ipynb #fa09e223
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -114,6 +114,8 @@ def checked_values(
     return found
 
 # %% ../nbs/05_reward.ipynb #e45bedb0
+REMEMBERED = 500_000        # positions that a judge remembers
+
 @dataclass
 class RewardConfig:
     """What a position is worth.
@@ -138,8 +140,6 @@ class RewardConfig:
         if self.nodes < 0: raise ValueError(f"reward.nodes = {self.nodes} must be at least 0")
 
 # %% ../nbs/05_reward.ipynb #6fc021d3
-REMEMBERED = 500_000        # positions that a judge remembers
-
 class Judge:
     "Values of positions: by an engine, by material, or by a function of one's own."
     def __init__(self,
@@ -154,6 +154,7 @@ class Judge:
         self.scale, self.asked, self.hits = SCALES[self.cfg.scale], 0, 0
         self.known:dict[str, float] = {}        # FEN -> value
         self.pending:dict = {}                  # FEN -> the future that will know it
+        self.pending_moves:dict = {}            # FEN -> the future that will know all its moves, and its place there
 
     def submit(self, fens:list[str])->None:
         "Start evaluating unfinished positions that are not known yet."
@@ -168,6 +169,10 @@ class Judge:
         out = np.array([self.known[f] for f in fens], np.float32)
         while len(self.known) > REMEMBERED: del self.known[next(iter(self.known))]     # the oldest goes first
         return out
+
+    def submit_moves(self, fens:list[str])->None:
+        "Let the engines begin with all moves of unfinished positions; nothing to do for other judges."
+        _ask_moves(self, [f for f in dict.fromkeys(fens) if f not in self.pending_moves])
 
     def of_moves(self, fens:list[str], legal:Tensor)->Tensor:       # [n] and [n, L] actions, padding -1; [n, L] float32
         "Value of every legal move for its mover, 0 on padding. Nothing is remembered: such positions hardly come back."
@@ -190,12 +195,25 @@ def _collect(judge:Judge, job)->None:
     try: judge.known |= zip(asked, judge.scale.value(job.result()).tolist(), strict=True)
     finally: judge.pending = {f: j for f, j in judge.pending.items() if j is not job}
 
+def _ask_moves(judge:Judge, new:list[str])->None:
+    "One job for these positions, if an engine judges."
+    if not (new and judge.cfg.judge == "engine" and judge.pool): return
+    job = judge.pool.submit_moves(new, depth=judge.cfg.depth, nodes=judge.cfg.nodes or None, trusted=True)
+    judge.pending_moves |= {fen: (job, place) for place, fen in enumerate(new)}
+
+def _answers(judge:Judge, pool:EnginePool, fens:list[str])->Iterator[dict[str, int]]:
+    "Scores of all moves, position by position, as the engines come to them; nothing stays pending."
+    judge.submit_moves(fens)
+    jobs = [judge.pending_moves[fen] for fen in fens]
+    for fen in fens: judge.pending_moves.pop(fen, None)
+    for job, place in jobs: yield pool.wait(job)[place]
+
 # %% ../nbs/05_reward.ipynb #ae456777
 def _values_after(judge:Judge, fens:list[str], actions:list[list[int]])->np.ndarray:
     "Value of every move in one row, mover's view: by one search a position, or by what stands on the board after it."
     scale, cfg = judge.scale, judge.cfg
     if cfg.judge == "engine" and judge.pool:
-        answers = judge.pool.evaluate_moves(fens, depth=cfg.depth, nodes=cfg.nodes or None, trusted=True)
+        answers = _answers(judge, judge.pool, fens)
         return scale.value(np.fromiter(chain.from_iterable(map(arrange, answers, actions, fens)), np.int32))
     ends, boards = after_moves(fens, actions)
     mates, goes_on = ends == Terminal.CHECKMATE, ends == 0

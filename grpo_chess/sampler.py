@@ -217,6 +217,7 @@ def rollout(
     first:int=0,                          # global number of starts[0]
     on_new:Callable[[list[str]], object]|None=None,       # told of new unfinished positions (FENs)
     teacher:Callable[[list[str]], list[str]]|None=None,   # best moves (UCI) of positions; needed for teacher forcing
+    on_turn:Callable[[list[str]], object]|None=None,      # told of new positions where the policy moves and learns
 )->Rollout:                               # on the CPU
     "Play `cfg.group` games of `cfg.plies` plies from every start."
     if cfg.teacher_forcing and teacher is None:
@@ -231,8 +232,10 @@ def rollout(
     if finished := games.ended[:, 0].nonzero()[0].tolist():
         raise ValueError(f"a start position is finished already: {games.boards[finished[0]].fen()}")
     for t in range(cfg.plies):
-        rows = {games.node[i, t] for i in live if not forced[i, t]}
-        ask(policy, games.table, sorted(r for r in rows if games.table.logp[r] is None))
+        learns = t % 2 == 0 or cfg.learn == "both"
+        rows = sorted({r for i in live if not forced[i, t] and games.table.logp[r := games.node[i, t]] is None})
+        if on_turn and learns: on_turn([games.table.fens[r] for r in rows])
+        ask(policy, games.table, rows)
         choice = draw(games, live, t, u[:, t])
         if t == 0 and cfg.noise:
             rngs = [np.random.default_rng([seed, step, b, 2]) for b in index]
@@ -240,7 +243,7 @@ def rollout(
         taught = [i for i in live if forced[i, t]]
         if teacher and taught: choice |= teacher_choice(games, taught, t, teacher)
         games.push(choice, t)
-        games.train[live, t] = ~forced[live, t] & (t % 2 == 0 or cfg.learn == "both")
+        games.train[live, t] = ~forced[live, t] & learns
         if not (live := games.arrive(live, t+1)): break
     return as_rollout(games, policy.temperature)
 

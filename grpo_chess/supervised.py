@@ -27,15 +27,15 @@ from .files import (
 from .labels import Labels, at_least, bar, check_shards, held_out, make_folder, read_manifest
 from .model import (MODELS, ChessTransformer, Policy, WeightsError, load_model, model_bytes, n_params,
                               pretrained, read_tensors, save_model, shipped)
+from .optimizer import make_optimizer, move_average
 from .settings import ConfigError, Stopped, StopRequest
 from .targets import MEASURES, TARGETS, Stream, cross_entropy, measure_labels, to_batch
-from .trainer import move_average
 
 # %% auto #0
-__all__ = ['MAY_CHANGE', 'FitConfig', 'TrainConfig', 'check_train', 'run_folder', 'lr_share', 'MuonAdamW', 'make_optimizer',
-           'TrainError', 'first_model', 'one_process', 'Pretrainer', 'add_gradients', 'diverged', 'evaluate_held',
-           'state_of', 'load_state', 'read_checkpoint', 'is_whole', 'save_run', 'resume_run', 'check', 'best_of',
-           'finish', 'speaker', 'open_log', 'begin', 'train', 'train_in']
+__all__ = ['MAY_CHANGE', 'FitConfig', 'TrainConfig', 'check_train', 'run_folder', 'lr_share', 'TrainError', 'first_model',
+           'one_process', 'Pretrainer', 'add_gradients', 'diverged', 'evaluate_held', 'state_of', 'load_state',
+           'read_checkpoint', 'is_whole', 'save_run', 'resume_run', 'check', 'best_of', 'finish', 'speaker', 'open_log',
+           'begin', 'train', 'train_in']
 
 # %% ../nbs/09_supervised.ipynb #4b0e2a02
 @dataclass
@@ -135,39 +135,6 @@ def lr_share(
     "Up linearly over the warm-up, and down linearly to 0 at the end of the budget."
     return min(1., (step + 1)/(warmup + 1))*max(0., 1. - progress)
 
-# %% ../nbs/09_supervised.ipynb #755de7e5
-class MuonAdamW(torch.optim.Optimizer):
-    "Muon for the weight matrices of the blocks, AdamW for all else, as one optimizer."
-    def __init__(self,
-        model:ChessTransformer,
-        lr:float,                # of AdamW
-        muon_lr:float,           # of Muon
-        weight_decay:float,      # of both
-    ):
-        matrices = {id(p): p for p in model.blocks.parameters() if p.ndim == 2}
-        rest = [p for p in model.parameters() if id(p) not in matrices]
-        super().__init__(model.parameters(), {})
-        self.parts = [torch.optim.Muon(list(matrices.values()), lr=muon_lr, weight_decay=weight_decay),
-                      torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay)]
-        self.param_groups[:] = [group for part in self.parts for group in part.param_groups]
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for part in self.parts: part.step()
-
-    def state_dict(self)->dict: return dict(parts=[part.state_dict() for part in self.parts])
-    def load_state_dict(self, state:dict)->None:
-        for part, saved in zip(self.parts, state["parts"]): part.load_state_dict(saved)
-        self.param_groups[:] = [group for part in self.parts for group in part.param_groups]      # new objects
-
-def make_optimizer(model:ChessTransformer, cfg:TrainConfig)->torch.optim.Optimizer:
-    "The optimizer of a run; `initial_lr` of a group is its highest rate."
-    optimizer:torch.optim.Optimizer
-    if cfg.optimizer == "muon": optimizer = MuonAdamW(model, cfg.lr, cfg.muon_lr, cfg.weight_decay)
-    else: optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
-    for group in optimizer.param_groups: group["initial_lr"] = group["lr"]
-    return optimizer
-
 # %% ../nbs/09_supervised.ipynb #b4015eb9
 class TrainError(RuntimeError):
     "A supervised run that cannot go on."
@@ -196,7 +163,9 @@ class Pretrainer:
         self.model = first_model(cfg).train()
         self.fabric.to_device(self.model)
         self.kept = copy.deepcopy(self.model) if cfg.ema else self.model       # what is measured and written
-        self.optimizer:Any = self.fabric.setup_optimizers(make_optimizer(self.model, cfg))
+        muon_lr = cfg.muon_lr if cfg.optimizer == "muon" else 0.
+        self.optimizer:Any = self.fabric.setup_optimizers(
+            make_optimizer(self.model, cfg.lr, cfg.weight_decay, muon_lr=muon_lr))
         if cfg.compile:
             for block in self.model.blocks: block.compile()
         self.policy = Policy(InPrecision(self.model, self.fabric))
@@ -212,7 +181,7 @@ class Pretrainer:
         "One batch: its loss, gradient norm and learning rate; TrainError if the loss is not finite."
         start, cfg = time.perf_counter(), self.cfg
         share = lr_share(self.done, self.progress(), cfg.warmup)
-        for group in self.optimizer.param_groups: group["lr"] = share*group["initial_lr"]
+        for group in self.optimizer.param_groups: group["lr"] = share*group["base"]
         self.optimizer.zero_grad()
         loss = add_gradients(self, *self.stream.next())
         limit = cfg.grad_clip or math.inf

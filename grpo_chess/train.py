@@ -18,7 +18,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ from torch import nn
 # %% auto #0
 __all__ = ['USER_ERRORS', 'FEW', 'LONG', 'RunError', 'GuardStop', 'Own', 'needs_engine', 'engine_share', 'untrained',
            'initial_model', 'make_trainer', 'resume_from', 'run_folder', 'identity', 'read_identity', 'check_identity',
-           'open_run', 'Rows', 'Log', 'steps_left', 'ends_before', 'agree', 'why_ended', 'train_loop', 'Outcome',
-           'Results', 'Finish', 'all_or_none', 'follow_agent', 'in_words', 'describe_run', 'start_fabric',
-           'check_start', 'run', 'work', 'main']
+           'open_run', 'Rows', 'Log', 'steps_left', 'ends_before', 'agree', 'why_ended', 'train_loop', 'Results',
+           'Finish', 'all_or_none', 'follow_agent', 'in_words', 'describe_run', 'start_fabric', 'check_start', 'run',
+           'work', 'main']
 
 # %% ../nbs/11_train.ipynb #f117001b
 from .batch import make_fabric
@@ -47,14 +47,14 @@ from .files import (
     append_row, beside, each_row, flush, locked, move_aside, named, open_json, sealed_json, trim_log,
     without_home, write_new, write_whole)
 from .hardware import check_device
-from .live import LivePanel, TimeBar, in_notebook, progress_text
+from .live import LivePanel, TimeBar, bar_file, in_notebook, progress_text
 from .matches import MatchResult
 from .model import (
-    MODELS, ChessTransformer, NoLegalMove, Policy, WeightsError, load_model, n_params, pretrained, shipped)
+    MODELS, ChessTransformer, NoLegalMove, WeightsError, load_model, n_params, pretrained, shipped)
 from .own import Starts, Value, check_model, check_positions, check_reward
 from .players import ArenaError
 from .positions import start_positions
-from .report import matches_of, report_text, write_report
+from .report import Outcome, matches_of, report_text, write_report
 from .reward import Judge
 from .settings import EndedEarly, Stopped, StopRequest, one_line, run_command
 from .tracking import Tracker
@@ -304,7 +304,7 @@ def train_loop(
     "Steps until the end, the time limit, a signal or a guard's abort."
     steps, minutes, begun = cfg.trainer.steps, cfg.minutes, started - trainer.elapsed
     limit, ends = begun + 60*minutes if minutes else math.inf, ends_before(time.monotonic(), log.rows)
-    bar = TimeBar(steps, trainer.done, begun, limit, disable=quiet or not folder)
+    bar = TimeBar(steps, trainer.done, begun, limit, disable=quiet or not folder, file=bar_file())
     panel = LivePanel(folder.name if folder else "", in_notebook() and folder is not None and not quiet)
     late, left = agree(fabric, trainer.elapsed > 60*minutes > 0, -steps_left(ends, limit))
     told = 0.
@@ -323,26 +323,6 @@ def train_loop(
             if folder and (last or trainer.done % cfg.trainer.checkpoint_every == 0):
                 log.checkpoint(save_checkpoint(trainer, folder/"checkpoint"), trainer, bool(last))
     return why_ended(trainer, cfg, folder, bool(told), bool(late))
-
-# %% ../nbs/11_train.ipynb #f117000c
-@dataclass
-class Outcome:
-    "What a run left; it shows its report."
-    folder:Path|None                    # None in other processes than the first
-    model:nn.Module                     # what it ends with
-    rows:list[dict] = field(default_factory=list)
-    matches:dict[str, MatchResult] = field(default_factory=dict)
-    text:str = ""                       # the report
-    why:str = ""                        # it ended, in a sentence
-    status:int = 0                      # exit status of the command
-
-    def policy(self, temperature:float=1.)->Policy:
-        "What the run ends with, at a temperature."
-        return Policy(self.model, temperature)
-
-    def _repr_markdown_(self)->str:
-        seen = f"The panel, and games to step through: {self.folder}/report.html"
-        return self.text.replace("![panel](report.png)", seen)
 
 # %% ../nbs/11_train.ipynb #f117001c
 @dataclass
@@ -397,7 +377,7 @@ class Finish(Results):
         if self.log.tracker: self.log.tracker.finished({title: match.summary() for title, match in matches.items()})
         ended = f"{why} {note}".strip()
         outcome = Outcome(self.folder, self.trainer.kept, self.log.history(), matches, text, ended, status)
-        self.say("\n" + outcome._repr_markdown_())
+        self.say(outcome.told())
         if error: raise error
         return outcome
 

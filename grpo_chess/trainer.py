@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TERMS', 'UpdateConfig', 'TrainerConfig', 'AblateConfig', 'single_update', 'check_trainer', 'check_run', 'lr_factor',
-           'entropy_at', 'stride', 'parameter_groups', 'move_average', 'Weights', 'Run', 'Actor', 'NotFinite', 'Budget',
-           'Gradients', 'Rehearsal', 'Learner', 'Trainer']
+           'entropy_at', 'stride', 'Weights', 'Run', 'Actor', 'NotFinite', 'Budget', 'Gradients', 'Rehearsal',
+           'Learner', 'Trainer']
 
 # %% ../nbs/07_trainer.ipynb #4db49ad3
 import copy
@@ -28,6 +28,7 @@ from .batch import (
 from .guards import Guard, GuardConfig, check_group, check_guard, collapse_action
 from .loss import LossConfig, budget_of, loss_terms, ply_weights, ratio_stats, term_gradients, weighted_terms
 from .model import ChessTransformer, MoveDist, Policy, freeze
+from .optimizer import make_optimizer, move_average
 from .replay import Replay, forward_judged, judged_of
 from .reward import Judge
 from .sampler import Rollout, SamplerConfig, rollout, temperature_at
@@ -40,6 +41,7 @@ class UpdateConfig:
     Args:
         lr: learning rate of AdamW
         head_lr: learning rate of the move head; 0 means the same as lr
+        muon_lr: learning rate of Muon for the blocks' matrices; 0 leaves them to AdamW
         weight_decay: decoupled weight decay
         grad_clip: largest gradient norm; 0 means no clipping
         epochs: passes over the games of a step
@@ -52,6 +54,7 @@ class UpdateConfig:
     """
     lr: float = 1e-3
     head_lr: float = 0.
+    muon_lr: float = 0.
     weight_decay: float = 0.
     grad_clip: float = 1.
     epochs: int = 1
@@ -124,7 +127,7 @@ def check_trainer(
     for name in ("steps", "epochs", "minibatches", "replay_batch", "replay_window", "micro_batch", "sync_every",
                  "checkpoint_every", "keep"):
         if getattr(cfg, name) < 1: raise ValueError(f"trainer.{name} = {getattr(cfg, name)} must be at least 1")
-    for name in ("head_lr", "warmup", "weight_decay", "grad_clip", "freeze", "budget_every", "replay"):
+    for name in ("head_lr", "muon_lr", "warmup", "weight_decay", "grad_clip", "freeze", "budget_every", "replay"):
         if getattr(cfg, name) < 0: raise ValueError(f"trainer.{name} = {getattr(cfg, name)} must not be negative")
     if not 0 <= cfg.ema < 1: raise ValueError(f"trainer.ema = {cfg.ema} must be at least 0 and below 1")
     if not 0 < cfg.lr < 10: raise ValueError(f"trainer.lr = {cfg.lr} must be above 0 and below 10")
@@ -179,29 +182,6 @@ def stride(
     "One step, or so much more that the schedules end with the last step that there is time for."
     return (cfg.steps - place)/max(1, min(cfg.steps - done, left))
 
-# %% ../nbs/07_trainer.ipynb #baa322e0
-def parameter_groups(
-    model:nn.Module,
-    cfg:TrainerConfig,
-)->list[dict]:            # for an optimizer: the body, then the head
-    "What trains, with its learning rate; ValueError if a head is to have its own and there is none."
-    trains = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    head = [p for name, p in trains if name.startswith("head.")]
-    body = [p for name, p in trains if not name.startswith("head.")]
-    if cfg.head_lr and not head:
-        raise ValueError(f"trainer.head_lr = {cfg.head_lr} needs a `head` that trains: {type(model).__name__} has none")
-    return [dict(params=p, base=lr) for p, lr in ((body, cfg.lr), (head, cfg.head_lr or cfg.lr)) if p]
-
-@torch.no_grad()
-def move_average(
-    kept:nn.Module,
-    model:nn.Module,       # of the same shape
-    ema:float,             # decay of a step
-    done:int,              # steps so far, this one included
-)->None:
-    "Move averaged weights a little towards the present ones; early on more, so that the start is soon forgotten."
-    torch._foreach_lerp_(list(kept.parameters()), list(model.parameters()), 1 - min(ema, (1 + done)/(10 + done)))
-
 # %% ../nbs/07_trainer.ipynb #aeaf4ae3
 class Weights:
     "The network of a run, the copies that the run needs of it, and the optimizer: all that an update changes."
@@ -220,9 +200,9 @@ class Weights:
         self.reference = self.copy_of_model() if reference else None
         self.behaviour = self.model if cfg.sync_every == 1 else copy.deepcopy(self.model)
         self.kept = self.copy_of_model() if cfg.ema else self.model
-        parts = parameter_groups(model, cfg)
-        self.params = [p for part in parts for p in part["params"]]
-        self.optimizer:Any = fabric.setup_optimizers(torch.optim.AdamW(parts, lr=cfg.lr, weight_decay=cfg.weight_decay))
+        chosen = make_optimizer(model, cfg.lr, cfg.weight_decay, cfg.head_lr, cfg.muon_lr)
+        self.params = [p for group in chosen.param_groups for p in group["params"]]
+        self.optimizer:Any = fabric.setup_optimizers(chosen)
 
     def copy_of_model(self)->nn.Module:
         "The network as it is now, which nothing will train."
@@ -304,9 +284,9 @@ class Actor(Run):
     def play(self)->Batch:
         "Play this process's share of the games and judge them."
         starts, all_moves = self.starts(self.done, self.first, self.local), self.lcfg.moves == "all"
-        on_new = None if all_moves else self.judge.submit             # the engines work while the games go on
-        behaviour = self.policy(self.behaviour)
-        ro = rollout(behaviour, starts, self.scfg, self.seed, self.done, self.first, on_new, self.teacher)
+        on_new, on_turn = (None, self.judge.submit_moves) if all_moves else (self.judge.submit, None)
+        behaviour = self.policy(self.behaviour)                       # the engines work while the games go on
+        ro = rollout(behaviour, starts, self.scfg, self.seed, self.done, self.first, on_new, self.teacher, on_turn)
         if all_moves: return judge_moves(self.fabric, ro, self.judge, self.lcfg)
         return judge_rollout(self.fabric, ro, self.judge, self.lcfg, self.first)
 
@@ -362,7 +342,8 @@ class Gradients(Actor):
         policy, reference = self.policy(self.model, loss=True), None
         if self.reference is not None: reference = Policy(InPrecision(self.reference, self.fabric), policy.temperature)
         names = (*TERMS, "entropy_gap")
-        forward, sums = forward_all if batch.all_moves else forward_sampled, torch.zeros(6, dtype=torch.float64)
+        forward = forward_all if batch.all_moves else forward_sampled
+        sums = torch.zeros(6, dtype=torch.float64, device=policy.device)         # nothing below waits for a GPU
         positions = [int(ro.node[b, :, :-1][ro.train[b]].unique().numel()) for b in own.tolist()]
         old_entropy = MoveDist(ro.logp).entropy()
         for rows in micro_batches(positions, self.tcfg.micro_batch):
@@ -376,9 +357,10 @@ class Gradients(Actor):
             before = old_entropy[ro.node[part, :, :-1].clamp_min(0)].flatten(0, 1).to(plies.entropy.device)
             gap = plies.entropy.detach() - before.view(before.shape + (1,)*(plies.entropy.ndim - 2))
             terms["entropy_gap"] = torch.where(plies.mask, gap*plies.weight, 0.).sum()
-            sums += torch.tensor([terms[name].item() for name in names], dtype=torch.float64)
+            sums += torch.stack([terms[name].detach().double() for name in names])
             seen = torch.where(plies.mask, plies.logp_new.detach(), 0.).unflatten(0, (len(part), -1))
             logp_new[part] = F.pad(seen, (0, logp_new.shape[-1] - seen.shape[-1]))
+            del plies, terms                                            # and with them what the backward pass needed
         return dict(zip(names, sum_of_all(self.fabric, sums).tolist())), logp_new
 
     def check_finite(self, loss:float, norm:float, patience:int=20)->None:

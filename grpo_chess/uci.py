@@ -39,6 +39,7 @@ class EngineFault(Exception):
 MATE = 32_000       # the code of a mate, less the number of moves to it
 CP_MAX = 31_000     # centipawns stay within ± this; codes beyond it are mates
 
+@functools.lru_cache(1 << 16)      # a few thousand scores come again and again
 def score_code(
     kind:str,       # "cp" or "mate"
     value:str,      # centipawns, or moves to mate (negative: mated; 0: mated already)
@@ -77,6 +78,8 @@ def last_score(
     raise EngineFault("it gave a best move without an exact score")
 
 # %% ../nbs/04_uci.ipynb #f33b8699
+_EXACT = re.compile(r" score (cp|mate) (-?\d+) n[^v]* pv (\w+)")  # exact: the nodes follow, and no v before pv
+
 def _rows(text):
     "(move, score code) of every line with an exact score; a bound has no code."
     for line in text.split(" score ")[1:]:
@@ -90,7 +93,10 @@ def move_scores(
 )->dict[str, int]:      # UCI move -> score code, best first
     "The last exact score of every move; EngineFault if a move has none."
     text = said.decode("ascii", "replace")
-    scores = dict(_rows(text[max(0, text.rfind(" multipv 1 ")):]))
+    last = text[max(0, text.rfind(" multipv 1 ")):]
+    found = _EXACT.findall(last)                                        # the usual case, in half the time
+    if len(found) == last.count(" score "): return {move: score_code(kind, value) for kind, value, move in found}
+    scores = dict(_rows(last))
     if None not in scores.values(): return scores
     exact = {move: code for move, code in _rows(text) if code is not None}
     if scores.keys() - exact.keys(): raise EngineFault("it gave a move without an exact score")

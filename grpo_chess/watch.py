@@ -9,7 +9,7 @@ __all__ = ['PAGES', 'FIRST_ROWS', 'LAST_ROWS', 'ACTIONS', 'kept_rows', 'alarms',
 from typing import Any
 
 from . import detectors, firststep, machinery
-from .history import CASES, CHECKS, Finding, from_rows
+from .history import CASES, CHECKS, Finding, from_rows, in_order
 
 # %% ../nbs/07_watch.ipynb #f12dbb02
 PAGES = (detectors, firststep, machinery)       # importing them registers their checks
@@ -28,11 +28,11 @@ def kept_rows(
 def alarms(
     rows:list[dict[str, float]],     # from `kept_rows`
     config:dict[str, Any],           # settings that checks ask for
-)->list[Finding]:                    # the surest first
+)->list[Finding]:                    # what should be mended first comes first
     "What the detectors say now that deserves a warning."
     history = from_rows(rows, config)
     found = [f for check in CHECKS if not check.lacks(history) and (f := check.look(history)) and f.alarms]
-    return sorted(found, key=lambda f: -f.certainty)
+    return in_order(found, history.first_step)
 
 # %% ../nbs/07_watch.ipynb #6f8001cb
 def parse_actions(
@@ -43,8 +43,8 @@ def parse_actions(
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, action, patience = (part.split(":") + ["", "1"])[:3] if part.count(":") < 3 else (part, "", "1")
         if name not in CASES:
-            raise ValueError(f"guard.act_on = {text!r}: there is no finding {name!r}; there are "
-                f"{', '.join(sorted(CASES))}")
+            known = ", ".join(sorted(CASES))
+            raise ValueError(f"guard.act_on = {text!r}: there is no finding {name!r}; there are {known}")
         if action not in ACTIONS or not patience.isdigit() or not 1 <= int(patience) <= 10**6:
             raise ValueError(f"guard.act_on = {text!r}: expected NAME:ACTION:PATIENCE, such as {name}:abort:2, with an "
                              f"action of {', '.join(ACTIONS)}")

@@ -11,6 +11,9 @@ import time
 import urllib.request
 from pathlib import Path
 
+import nbformat
+from nbformat.v4.rwbase import rejoin_lines
+
 TOP = Path(__file__).resolve().parent.parent
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
 DRIVER = shutil.which("chromedriver")
@@ -162,6 +165,13 @@ class Lab:
         assert said == "ran", said
         time.sleep(1.0)
         return {k: v for k, v in self.browser.execute_script(LOOK).items() if v}
+
+    def page(self):
+        "The page as it is now, with its outputs."
+        now = self.browser.execute_script("return window.jupyterapp.shell.currentWidget.content.model.toJSON()")
+        for cell in now["cells"]:
+            cell.pop("attachments", None)  # JupyterLab writes null where there are none
+        return rejoin_lines(nbformat.from_dict(now))
 
     def figures(self):
         "The live figures of the page: (picture, handles of its sliders)."

@@ -1,5 +1,7 @@
 "From a rollout to the loss: precision, advantages of sampled and of all moves, micro-batches."
 import math
+import os
+from types import SimpleNamespace
 
 import chess
 import numpy as np
@@ -10,9 +12,11 @@ from grpo_chess import batch
 from grpo_chess.batch import choose_precision, make_fabric, micro_batches
 from grpo_chess.board import action_to_move, encode
 from grpo_chess.loss import group_advantage
+from grpo_chess.model import ModelConfig, MoveDist
 from grpo_chess.panel import draw_panel
 from grpo_chess.reward import material, step_rewards
-from small import QUEEN, always, gradient, make
+from grpo_chess.trainer import AblateConfig
+from small import FABRIC, QUEEN, always, gradient, make
 
 # Precision
 
@@ -148,3 +152,83 @@ def test_micro_batches_hold_everything_once_and_no_more_than_they_may():
         got = [sizes[rows] for rows in micro_batches(sizes, most)]
         assert sum(got, []) == sizes and all(p and (sum(p) <= most or len(p) == 1) for p in got)
         assert all(sum(a) + b[0] > most for a, b in zip(got, got[1:]))                 # none could have taken one more
+
+# Every core
+
+@pytest.fixture
+def cores():
+    "torch as on a machine with so many cores, whatever this one has."
+    def use(n):
+        while batch._hands: batch._hands.pop().shutdown()
+        torch.set_num_threads(n)
+    yield use
+    use(1)
+
+@pytest.mark.parametrize("loss", [dict(), dict(moves="all", entropy_coef=.1), dict(kl_to="reference", kl_coef=1.)])
+def test_parts_side_by_side_are_one_pass(cores, loss):
+    "On three cores: the same scores, the same gradient up to rounding, the same budget; and the same bits every time."
+    seen = []
+    for n in (1, 3, 3):
+        cores(n)
+        t = make(loss=loss, sampler=dict(boards=6, group=8, plies=4), budget_every=1)
+        rows = [t.step() for _ in range(2)]
+        played = t.play()
+        t.optimizer.zero_grad()
+        t.minibatch(played, list(range(6)))
+        seen.append((gradient(t), rows, played.rollout.logp))
+        assert max(row["ratio_error"] for row in rows) < 1e-5
+    (one, rows, logp), (three, others, other), (again, same, _) = seen
+    assert len(logp) > 3*batch.PART and torch.allclose(logp, other, atol=1e-5)
+    assert torch.allclose(one, three, atol=1e-6, rtol=1e-3) and torch.equal(three, again)
+    for name in ("grad_policy", "grad_entropy", "cos_entropy_policy", "grad_norm", "loss"):
+        assert rows[1][name] == pytest.approx(others[1][name], rel=1e-3, abs=1e-6, nan_ok=True)
+        assert others[1][name] == same[1][name] or math.isnan(same[1][name])
+
+def passes(t, cores, n, positions=96):
+    "Sizes of the batches that reach the network, and the threads that torch uses there."
+    cores(n)
+    tokens, legal = map(torch.as_tensor, encode([chess.Board()]*positions))
+    seen, forward = [], t.model.forward
+    t.model.forward = lambda *x: seen.append((len(x[0]), torch.get_num_threads())) or forward(*x)
+    with torch.no_grad(): t.policy(t.model).dist(tokens, legal)
+    t.policy(t.model).dist(tokens, legal).logp[:, 0].sum().backward()
+    return seen
+
+def test_a_batch_is_cut_for_the_cores_and_a_small_one_is_not(cores):
+    assert passes(make(), cores, 3) == 6*[(32, 1)] and passes(make(), cores, 1) == 2*[(96, 1)]
+    assert passes(make(), cores, 3, 40) == 2*[(40, 1)] and passes(make(), cores, 8, 70) == 4*[(35, 1)]
+
+def test_what_is_not_ours_or_draws_random_numbers_is_not_cut(cores):
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1968))
+        def forward(self, tokens, legal):
+            return self.weight[legal.clamp_min(0).long()].masked_fill(legal < 0, -math.inf)
+    assert passes(make(net=Own()), cores, 2) == 2*[(96, 2)]
+    drops = make(model=ModelConfig(16, 1, 2, dropout=.1), ablate=AblateConfig(dropout=True))
+    assert passes(drops, cores, 2) == 2*[(96, 2)]
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_makes_its_own_threads(cores):
+    t = make()
+    passes(t, cores, 2)
+    if not (pid := os.fork()):
+        tokens, legal = map(torch.as_tensor, encode([chess.Board()]*80))
+        torch.set_num_threads(1)                          # OpenMP's own threads do not live in a fork either
+        batch.hands().submit(t.model, tokens, legal).result(30)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+def test_the_kl_of_a_step_is_measured_on_some_positions_of_many(monkeypatch):
+    "All of a few; an eighth of more; 256 or so of very many."
+    for count, asked in ((200, 200), (256, 256), (400, 50), (4096, 256)):
+        tokens, legal = map(torch.as_tensor, encode([chess.Board()]*count))
+        ro = SimpleNamespace(node=torch.arange(count + 1)[None, None], train=torch.ones(1, 1, count, dtype=torch.bool),
+                             tokens=tokens, legal=legal, logp=torch.zeros(count, 20).log_softmax(-1))
+        seen:list[int] = []
+        def dist(tokens, legal, seen=seen, ro=ro):
+            seen.append(len(tokens))
+            return MoveDist(ro.logp[:len(tokens)])
+        policy = SimpleNamespace(dist=dist)
+        assert batch.moved_kl(FABRIC, policy, ro) == pytest.approx(0, abs=1e-6) and seen == [asked]

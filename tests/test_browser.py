@@ -1,11 +1,12 @@
-"""Pages in a real browser: they run, nothing is broken to look at, and every slider redraws its figure, by keyboard
-and by mouse."""
+"""Pages in a real browser: they run and print what is stored, nothing is broken to look at, and every slider redraws
+its figure, by keyboard and by mouse."""
 
 import os
 from functools import partial
 
 import pytest
 from browser import MISSING, TOP, Lab
+from pages import compare
 
 pytestmark = [pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.xdist_group("browser")]
 PAGES = sorted(str(p.relative_to(TOP)) for p in (TOP / "nbs").rglob("*.ipynb") if "explore(" in p.read_text())
@@ -50,6 +51,7 @@ def step_through(lab, viewer):
 def test_page_runs_and_its_sliders_redraw(lab, page, capsys):
     wrong = lab.run(page)
     assert not wrong, f"{page} in a browser: {wrong}"
+    compare(TOP / page, lab.page())
     for viewer in lab.browser.find_elements("css selector", ".gc"):
         assert step_through(lab, viewer) == "after 1 of", f"{page}: a group of siblings does not step"
     figures = lab.figures()

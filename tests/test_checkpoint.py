@@ -27,7 +27,7 @@ def half_precision(**scaler):
 # Law 5: a resumed run is the run
 
 @pytest.mark.parametrize("kw", [
-    dict(), dict(sync_every=2, epochs=2, minibatches=3), dict(freeze=1, head_lr=1e-4),
+    dict(), dict(sync_every=2, epochs=2, minibatches=3), dict(freeze=1, head_lr=1e-4), dict(muon_lr=.02),
     dict(loss=dict(moves="all"), epochs=2), dict(loss=dict(kl_to="reference", kl_coef=.5)),
     dict(ema=.7, sync_every=2), dict(weight_decay=.1, sampler=dict(noise=.3))])
 def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, kw):
@@ -137,6 +137,8 @@ def test_a_model_of_ones_own_trains_and_resumes(tmp_path):
 def test_what_a_model_of_ones_own_lacks_is_said_in_a_line():
     with pytest.raises(ValueError, match="trainer.freeze = 1 needs a ChessTransformer, not Bag"): bag(freeze=1)
     with pytest.raises(ValueError, match="head_lr = 0.01 needs a `head` that trains: Bag has none"): bag(head_lr=.01)
+    with pytest.raises(ValueError, match="muon_lr = 0.01 needs `blocks` with matrices that train: Bag has none"):
+        bag(muon_lr=.01)
 
 # What is whole, and what is not
 

@@ -12,7 +12,7 @@ import pytest
 from grpo_chess.doctor import FORMATS, as_document, as_html, as_markdown, compare, diagnose, main
 from grpo_chess.firststep import Numbers, fit_causes, numbers_of, prior_of, two_temperatures, typical_scores
 from grpo_chess.histories import HistoryError, as_history, read_history, resolve
-from grpo_chess.history import CASES, CHECKS, Case, Finding, from_rows, theil_sen
+from grpo_chess.history import CASES, CHECKS, Case, Finding, from_rows, in_order, onset, theil_sen
 from grpo_chess.panel import FOREIGN, METRICS, names_of, read_metrics
 from grpo_chess.tracking import wait_for_end
 from grpo_chess.trainer import AblateConfig
@@ -51,6 +51,33 @@ def test_theil_sen_ignores_outliers_and_knows_what_it_does_not_know():
     assert not theil_sen(t[:2], x[:2]).rises and theil_sen(t[:2], x[:2]).high == math.inf
     assert theil_sen(t, np.ones(50)).low == theil_sen(t, np.ones(50)).high == 0
 
+def finding(name, begins, certainty=.8, severity="warning"):
+    return Finding(name, severity, certainty, "x", (begins, 100))
+
+def order(*findings): return [f.name for f in in_order(findings)]
+
+def test_a_cause_comes_before_what_follows_from_it():
+    collapse = finding("entropy_collapse", 30, .95, "critical")
+    assert order(collapse, finding("lr_too_high", 0)) == ["lr_too_high", "entropy_collapse"]
+    assert order(collapse, finding("lr_too_high", 80)) == ["entropy_collapse", "lr_too_high"]       # it came later
+    assert collapse.after == "" and in_order([collapse, finding("lr_too_high", 0)])[1].after == "lr_too_high"
+    chain = [finding("bonus_dominates", 9, .9), finding("advantage_vanishes", 7, .85), finding("group_collapse", 5, .7)]
+    assert order(*chain) == ["group_collapse", "advantage_vanishes", "bonus_dominates"]
+    at_once = finding("group_collapse", 0, .8)
+    assert order(at_once, finding("lr_too_high", 0, .9)) == ["group_collapse", "lr_too_high"]       # before any update
+
+def test_notes_come_last_and_a_circle_has_an_end():
+    circle = [finding("group_collapse", 5, .7), finding("entropy_collapse", 5, .8)]
+    notes = [finding("budget_by_value", 0, .99, "note"), finding("ratio_is_one", 0, .99, "healthy")]
+    assert order(*notes[::-1], *circle) == ["entropy_collapse", "group_collapse", "budget_by_value", "ratio_is_one"]
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_what_a_case_leads_to_exists(name): assert set(CASES[name].leads_to) <= set(CASES) - {name}
+
+def test_the_onset_is_where_most_of_what_follows_is_bad():
+    t = np.arange(10.)
+    assert onset(t, t >= 4) == 4 and onset(t, (t == 1) | (t > 6)) == 7 and onset(t, t < 0) == 9
+
 # the first step
 
 @pytest.mark.parametrize("gap", [.7, 1.2, 1.6])
@@ -66,6 +93,29 @@ def test_what_the_configuration_says_decides_where_the_numbers_cannot():
     at = {said: fit_causes(seen, prior=prior_of(config, free))[0].cause for said, config in
           dict(tau=dict(rollout_temperature=1.3), dropout={"dropout": .1, "rollout_temperature": 1.}).items()}
     assert at == dict(tau="sharper", dropout="noise")
+
+def test_two_temperatures_that_are_known_to_be_equal_are_no_cause():
+    seen, both = Numbers(.27, .015, 1.005, entropy=2.8), dict(rollout_temperature=1.3, loss_temperature=1.3, dropout=.1)
+    free = fit_causes(seen)
+    assert fit_causes(seen, prior=prior_of(both, free))[0].cause == "noise"
+    forgot = Numbers(.556, .046, 1.012, entropy=2.816)
+    known = prior_of(both | dict(loss_temperature=1., dropout=0.), fit_causes(forgot))
+    assert fit_causes(forgot, prior=known)[0].cause == "sharper"
+
+def test_several_updates_a_step_are_no_fault_and_a_large_clip_fraction_is():
+    def log(clip): return from_rows([{"step": i, "clip_region": clip, "entropy": 2.} for i in range(50)])
+    small, large = diagnose(log(.1)), diagnose(log(.4))
+    assert not small.alarms and "ratio_unknown" in small.names() and large.alarms[0].name == "ratio_noise"
+    exact = diagnose(from_rows([dict(step=i, ratio_error=.05, approx_kl=.0005, entropy=2.) for i in range(9)]))
+    assert exact.alarms                      # measured before any update
+
+def test_where_the_numbers_cannot_decide_both_causes_are_named():
+    d = diagnose(from_rows([dict(step=i, clip_region=.42, approx_kl=.045, entropy=2.1) for i in range(9)]))
+    assert d.alarms[0].title == "two temperatures or noise in the ratio" and "cannot tell" in d.alarms[0].says
+    assert "temperature 1" in d.alarms[0].change and "dropout to 0" in d.alarms[0].change
+    rows = [dict(step=i, clip_region=.42, approx_kl=.045, entropy=2.1, entropy_gap=0.) for i in range(9)]
+    sure = diagnose(from_rows(rows))
+    assert sure.alarms[0].title == "noise in the ratio"
 
 def test_a_run_of_this_trainer_with_two_temperatures_is_named_and_one_without_is_not():
     runs = [make(sharpen=40., ablate=ablate, loss=dict(entropy_coef=.01))
@@ -146,6 +196,19 @@ def test_checks_that_cannot_look_say_what_they_lack():
 
 def fallen(): return from_rows([dict(step=i, entropy=2.5*.97**i, odd=1) for i in range(200)], name="a <run>")
 
+def test_a_reward_that_stopped_rising_is_told_from_one_that_is_noisy():
+    rng, t = np.random.default_rng(0), np.arange(300)
+    def run(reward): return from_rows([{"step": int(i), "entropy": 2.5*.985**i, "train/avg_reward": r}
+                                       for i, r in zip(t, reward + .02*rng.standard_normal(300))])
+    alarmed = [diagnose(run(x)).names()[:1] == ["entropy_collapse"] for x in (0*t, np.minimum(t, 100)/100, t/300)]
+    assert alarmed == [True, True, False]
+
+def test_a_report_says_how_names_were_read_and_what_a_missing_column_holds():
+    history = as_history([{"step": i, "clip_ratio/region_mean": .05, "kl": .1, "odd": 1} for i in range(9)])
+    assert history.logged == {"clip_binding": "clip_ratio/region_mean", "kl_reference": "kl"}
+    for text in (as_markdown(diagnose(history)), as_html(diagnose(history))):
+        assert "clip_ratio/region_mean" in text and "standard deviation of the advantages" in text and "odd" in text
+
 def test_all_forms_say_the_same():
     d = diagnose(fallen())
     assert d.alarms[0].name == "entropy_collapse"
@@ -154,6 +217,14 @@ def test_all_forms_say_the_same():
     assert "<run>" not in as_html(d) and "base64" in as_html(d) and set(FORMATS) == {"markdown", "html", "document"}
     head = as_document(d, "2026-01-01").split("---")[1]
     assert all(f"{key}:" in head for key in ("title", "date", "git_commit", "runs", "question"))
+
+def test_a_page_has_a_picture_for_each_alarm_and_no_table_of_nothing():
+    page = as_html(diagnose(fallen()))
+    assert page.count("<section") == len(diagnose(fallen()).findings) and page.count("data:image/png") >= 1
+    assert "prefers-color-scheme:dark" in page and "width=device-width" in page
+    whole = diagnose(fallen())
+    whole.skipped = {}
+    assert "Checks that were skipped" not in as_html(whole) + as_markdown(whole)
 
 def test_two_runs_are_compared_with_an_interval():
     rng = np.random.default_rng(0)

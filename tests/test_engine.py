@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import stat
 import subprocess
@@ -111,6 +112,16 @@ def test_move_scores_take_the_last_list():
     assert move_scores(lists.format("").encode()) == {"b7b8q": 7, "a2a3": 4 - MATE}
     assert move_scores(lists.format("lowerbound").encode()) == {"b7b8q": 5, "a2a3": 4 - MATE}
     with pytest.raises(EngineFault): move_scores(b"info multipv 1 score cp 7 lowerbound nodes 1 pv e2e4\n")
+
+def test_both_ways_of_reading_moves_agree(monkeypatch):
+    lists = (b"info depth 1 multipv 1 score cp 9 nodes 1 nps 5 hashfull 0 tbhits 0 time 1 pv b7b8q c7c6\n"
+             b"info depth 1 multipv 2 score mate -4 nodes 1 nps 5 tbhits 0 time 1 pv a2a3\n")
+    broken = lists.replace(b" pv a2a3", b"").replace(b" pv b7b8q c7c6\n", b"\n") + b"info depth 1 pv a2a3\n"
+    quick = move_scores(lists)
+    with pytest.raises(ValueError): move_scores(broken)          # no move of one line is taken for another's
+    monkeypatch.setattr("grpo_chess.uci._EXACT", re.compile("nothing like it"))
+    assert quick == move_scores(lists) == {"b7b8q": 9, "a2a3": 4 - MATE}
+    with pytest.raises(ValueError): move_scores(broken)
 
 # --- right answers, always the same ones ---------------------------------------------------------
 

@@ -121,3 +121,63 @@ def test_every_script_still_loads_and_says_what_it_needs(script, tmp_path):
         done.returncode,
         "the following arguments are required" in done.stderr,
     ) == ((2, True) if needs else (0, False)), done.stderr
+
+
+# the doctor's tables
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    "The doctor's scripts as modules."
+    monkeypatch.syspath_prepend(str(RUN.parent))
+    return importlib.import_module("doctor"), importlib.import_module("histories")
+
+
+def stored(name):
+    return list(csv.DictReader((RUN.parent / f"data/{name}.csv").open()))
+
+
+def test_the_table_of_planted_faults_has_every_run_and_reaches_its_aims(scripts):
+    doctor, rows = scripts[0], stored("doctor")
+    assert sorted(r["run"] for r in rows) == sorted(doctor.plan())
+    unseen = [r for r in rows if r["split"] == "unseen"]
+    faulty, healthy = ([r for r in unseen if (r["fault"] == "healthy") == h] for h in (False, True))
+    assert len({r["fault"] for r in faulty}) >= 14 and len(healthy) >= 80
+    for right in (lambda r: r["named"] == "1", lambda r: r["first"] == r["fault"]):
+        assert sum(map(right, faulty)) >= 0.95 * len(faulty)
+    assert sum(bool(r["looks"]) or r["named"] == "0" for r in healthy) <= 0.05 * len(healthy)
+
+
+def test_settings_that_were_judged_were_not_tuned_on(scripts):
+    doctor, histories = scripts
+    for fault, (tuned, unseen) in doctor.FAULTS.items():
+        assert not [x for x in unseen if x in tuned] and len(unseen) >= len(tuned), fault
+    used = [settings for _, _, settings, _ in doctor.plan().values()]
+    for _, x in histories.SIX.values():
+        assert not any(x.items() <= y.items() for y in used), x
+
+
+@pytest.mark.parametrize("name", ["two_temperatures-unseen-1", "lr_too_high-unseen-0", "not_a_number-tuned-2"])
+def test_a_planted_run_made_anew_gets_the_verdict_that_is_stored(scripts, name, tmp_path, monkeypatch):
+    doctor = scripts[0]
+    monkeypatch.setattr(doctor, "LIGHT", doctor.table())
+    doctor.make_run(name, doctor.plan()[name], tmp_path)
+    made, kept = doctor.verdict(tmp_path / f"{name}.json.gz"), next(r for r in stored("doctor") if r["run"] == name)
+    assert {k: str(made[k]) for k in ("fault", "split", "settings", "first", "named")} == {
+        k: kept[k] for k in ("fault", "split", "settings", "first", "named")
+    }
+
+
+def test_the_record_is_judged_as_its_table_says_and_as_the_ledger_does(scripts):
+    rows = stored("doctor_record")
+    assert [{k: str(v) for k, v in scripts[1].judged(r["run"]).items()} for r in rows] == rows
+    assert {r["run"] for r in rows} == {r["run_id"] for r in scripts[1].published("runs")}
+    assert all(r["agrees"] == "yes" for r in rows)
+    claims = {c["id"] for c in yaml.safe_load((TOP / "research_docs/claims.yaml").read_text())}
+    assert {c for r in rows for c in r["claims"].split()} <= claims
+
+
+def test_other_doctors_are_beside_ours_on_every_run(scripts):
+    rows = stored("doctor_others")
+    assert {r["source"] for r in rows} == {"grpo_chess", "rldoctor", "rlprobe"}
+    assert {r["run"].removesuffix(" 0") for r in rows if r["source"] == "grpo_chess"} >= set(scripts[0].FAULTS)

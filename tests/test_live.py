@@ -90,5 +90,7 @@ def outputs(tmp_path, quiet):
 def test_a_run_in_a_notebook_shows_its_panel_once(tmp_path):
     shown = outputs(tmp_path, False)
     assert sum("image/png" in o.get("data", {}) for o in shown) == 1
-    assert "6/6" in "".join(o.get("text", "") for o in shown if o.get("name") == "stderr")
+    bars = [o.data["text/plain"] for o in shown if "%|" in o.get("data", {}).get("text/plain", "")]
+    assert len(bars) == 1 and "6/6" in bars[0]                          # one line, and it has reached the end
+    assert not any(o.get("name") == "stderr" for o in shown), "something is written in red"
     assert not outputs(tmp_path, True)

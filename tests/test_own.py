@@ -139,7 +139,8 @@ def test_a_model_that_does_not_fit_is_one_line_and_no_folder(model, says, tmp_pa
     with pytest.raises(ConfigError, match=says) as e: run(small(tmp_path), quiet=True, model=model)
     assert len(str(e.value).splitlines()) == 1 and not [*tmp_path.iterdir()]
 
-@pytest.mark.parametrize("setting, says", [(dict(freeze=1), "trainer.freeze"), (dict(head_lr=.1), "head_lr")])
+@pytest.mark.parametrize("setting, says", [
+    (dict(freeze=1), "trainer.freeze"), (dict(head_lr=.1), "head_lr"), (dict(muon_lr=.1), "muon_lr")])
 def test_settings_that_a_model_of_ones_own_cannot_have(setting, says, tmp_path):
     cfg = small(tmp_path, trainer=setting | dict(steps=1, minibatches=1))
     with pytest.raises(ConfigError, match=says): run(cfg, quiet=True, model=Table())

@@ -508,6 +508,31 @@ def test_move_values_belong_to_the_position_they_were_asked_for(pool):
     best = best_value(value, ro.legal)[rows]
     assert (best >= value[rows]).all() and torch.isclose(best, value[rows]).any(-1).all()
 
+@pytest.mark.parametrize("learn", ["both", "starter"])
+def test_moves_are_valued_while_a_game_is_played(pool, learn):
+    "All that the values need was asked by `on_turn`, and nothing else; they are those of a judge that is asked later."
+    j, asked = Judge(RewardConfig(depth=1), pool), pool.asked
+    cfg = SamplerConfig(group=6, plies=7, learn=learn)
+    ro = rollout(Policy(Uniform()), [chess.Board(f) for f in STARTS], cfg, 3, on_turn=j.submit_moves)
+    told = pool.asked - asked
+    value = move_values(ro, j)
+    assert pool.asked == asked + told and not j.pending_moves
+    assert told == len(ro.node[..., :-1][ro.train].unique()) == j.asked > 30
+    assert torch.equal(value, move_values(ro, Judge(RewardConfig(depth=1), pool)))
+
+def test_a_failing_engine_leaves_no_move_pending():
+    class Breaks(FakePool):
+        wait = staticmethod(Future.result)
+        def submit_moves(self, fens, **kw): return self.submit(fens)
+    fens, legal, pool = [STARTS[1], STARTS[2]], legal_table([STARTS[1], STARTS[2]]), Breaks(fail={STARTS[2]})
+    j = Judge(RewardConfig(), pool)
+    j.submit_moves(fens[:1])
+    j.submit_moves(fens)
+    assert pool.asked == fens
+    for _ in range(2):
+        with pytest.raises(EngineError, match="it died"): j.of_moves(fens[::-1], legal.flip(0))
+        assert not j.pending_moves
+
 def test_arrange_refuses_other_moves_than_the_legal_ones():
     legal = [a for a in legal_table([chess.STARTING_FEN])[0].tolist() if a >= 0]
     moves = {m.uci(): k for k, m in enumerate(chess.Board().legal_moves)}

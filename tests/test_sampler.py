@@ -333,6 +333,22 @@ def test_the_judge_is_told_of_every_open_position_once_and_of_no_end():
     assert not set(told) & (over - fens(ro.ended == Terminal.REPETITION))
     assert len(over) > 3
 
+@pytest.mark.parametrize("learn, share", [("both", 0.), ("starter", 0.), ("both", .5)])
+def test_positions_where_the_policy_learns_are_told_before_it_is_asked(learn, share):
+    "Each once, all of those that train and no other; and the games are the same as without."
+    told, known = [], []
+    class Asked(Uniform):
+        def forward(self, tokens, legal):
+            known.append(len(told))
+            return super().forward(tokens, legal)
+    c = SamplerConfig(group=5, plies=6, learn=learn, teacher_forcing=share)
+    starts, teacher = boards(*STARTS, NEAR), (lambda fens: [next(iter(chess.Board(f).legal_moves)).uci() for f in fens])
+    ro = rollout(Policy(Asked()), starts, c, seed=2, teacher=teacher, on_turn=told.extend)
+    assert sorted(told) == sorted(ro.fens[r] for r in ro.node[..., :-1][ro.train].unique().tolist())
+    assert known[0] == len(STARTS) + 1 and known[-1] == len(told)
+    plain = rollout(Policy(Uniform()), starts, c, seed=2, teacher=teacher)
+    assert torch.equal(plain.node, ro.node) and torch.equal(plain.logp, ro.logp)
+
 FINISHED = ["rnb1kbnr/pppp1ppp/8/4p3/6Pq/5P2/PPPPP2P/RNBQKBNR w KQkq - 1 3", "7k/5Q2/6K1/8/8/8/8/8 b - - 0 1",
             "4k3/8/8/8/8/8/8/4K3 w - - 0 1", "6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 100 80"]
 

@@ -140,6 +140,17 @@ def test_frozen_layers_stay_and_the_head_has_its_own_rate():
     assert moved("piece") == moved("square") == moved("blocks.0") == 0
     assert moved("blocks.1") > 5e-4 and 0 < moved("head") < 2e-5
 
+def test_muon_moves_the_matrices_of_the_blocks_and_adamw_all_else():
+    "AdamW's first step moves a number by its rate at most; a matrix in a block moves as one, all directions alike."
+    t, rate = make(muon_lr=.02, lr=1e-4), .02
+    before = {name: p.detach().clone() for name, p in t.model.named_parameters()}
+    t.step()
+    for name, p in t.model.named_parameters():
+        step = before[name] - p.detach()
+        if name.startswith("blocks.") and p.ndim == 2:
+            assert .5*rate < torch.linalg.matrix_norm(step, 2) < 2*rate*max(1, p.shape[0]/p.shape[1])**.5, name
+        else: assert step.abs().max() < 1.01e-4, name
+
 def test_gradients_are_clipped_to_their_limit():
     "What the optimizer is given is as long as the limit; what the log says is the length before."
     free, clipped, loose = (make(grad_clip=limit) for limit in (0., .01, 100.))

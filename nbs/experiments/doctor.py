@@ -2,16 +2,18 @@
 
     python nbs/experiments/doctor.py light DIR [--jobs N]   # make the runs that are missing, as DIR/*.json.gz
     python nbs/experiments/doctor.py runs DIR [--jobs N]    # the same with the real trainer, ten times as long
-    python nbs/experiments/doctor.py verdicts DIR           # ask the doctor; writes data/doctor.csv
+    python nbs/experiments/doctor.py verdicts DIR [--split tuned]   # ask the doctor; writes data/doctor.csv
 
 The runs are small networks on real positions with a judge that counts material, so that they need no engine. The
 light ones are games of one move (planted.py), which share the loss, the advantages and the ratio statistics with the
 real trainer and take a few milliseconds a step.
-Each fault has settings on which thresholds were tuned and settings that were looked at once, at the end.
+Each fault has settings on which thresholds were tuned and settings that were looked at once, at the end. `--split
+tuned` looks at the former alone and writes nothing.
 A healthy run has no fault. What the doctor is told of a run are its columns and those settings that a user has in
 a configuration file; never what was planted.
 """
 
+import argparse
 import copy
 import csv
 import gzip
@@ -19,7 +21,6 @@ import json
 import math
 import multiprocessing
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ from planted import Light
 HERE = Path(__file__).resolve().parent
 STEPS = 100
 FABRIC = make_fabric("32-true", "cpu")
-PREFIXES = (1, 3, 10, 20, 40)
+LOOKS = (1, 2, 3, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90)  # rows that are there when the doctor looks
 
 
 class Truncated:
@@ -155,56 +156,81 @@ def judge_of(noise=0.0, shrink=1.0, seed=0):
 
 FAULTS = {  # name: settings to tune on, settings to be judged on; each is what differs from a healthy run
     "two_temperatures": (
-        [dict(gap=1.35), dict(gap=0.75)],
-        [dict(gap=1.3, tau=1.3), dict(gap=1.2), dict(gap=0.8), dict(gap=1.5, tau=1.5)],
+        [dict(gap=1.35), dict(gap=0.75), dict(gap=1.3, tau=1.3), dict(gap=1.2), dict(gap=0.8), dict(gap=1.5, tau=1.5)],
+        [dict(gap=1.15), dict(gap=0.7), dict(gap=1.4, tau=1.4), dict(gap=1.6), dict(gap=0.85), dict(gap=0.8, tau=0.8)],
     ),
-    "ratio_noise": ([dict(dropout=0.1)], [dict(dropout=0.05), dict(dropout=0.2), dict(dropout=0.3)]),
-    "truncated_sampling": ([dict(keep=0.9)], [dict(keep=0.8), dict(keep=0.95), dict(keep=5)]),
-    "rounding": ([dict(rounded=True)], [dict(rounded=True, sharpen=60), dict(rounded=True, sharpen=20)]),
-    "stale_policy": ([dict(sync=4)], [dict(sync=3), dict(sync=6), dict(sync=20)]),
-    "entropy_collapse": ([dict(bonus=-5.0, lr=5e-4)], [dict(bonus=-4.0, lr=8e-4), dict(bonus=-10.0, lr=5e-4)]),
-    "bonus_dominates": ([dict(bonus=10.0)], [dict(bonus=6.0), dict(bonus=30.0)]),
-    "controller_saturated": ([dict(target=1e-9, top=0.1)], [dict(target=1e-8, top=0.05), dict(target=1e-10, top=1.0)]),
-    "controller_idle": ([dict(target=10.0)], [dict(target=3.0), dict(target=100.0)]),
-    "monitor_silent": ([dict(floor=0.05)], [dict(floor=0.02), dict(floor=0.1)]),
-    "no_spread": ([dict(shrink=0.0)], [dict(shrink=0.0, quiet=True)]),
-    "group_collapse": ([dict(sharpen=3000)], [dict(sharpen=2000), dict(sharpen=10000)]),
-    "reward_noise": ([dict(noise=0.2)], [dict(noise=0.1), dict(noise=0.4)]),
-    "advantage_vanishes": ([dict(times=1e-4)], [dict(times=3e-5), dict(times=2e-4)]),
-    "advantage_explodes": ([dict(times=300.0)], [dict(times=100.0), dict(times=3000.0)]),
-    "terms_cancel": ([dict(cancel=0.1)], [dict(cancel=0.03), dict(cancel=0.3)]),
-    "lr_too_low": ([dict(lr=1e-9)], [dict(lr=3e-9), dict(lr=1e-11)]),
-    "lr_too_high": ([dict(lr=0.01)], [dict(lr=0.03), dict(lr=0.1)]),
-    "reward_falls": ([dict(times=-1.0, lr=5e-4)], [dict(times=-2.0, lr=8e-4), dict(times=-0.7, lr=5e-4, sharpen=20)]),
-    "sharpening": ([dict(sharper=1.015)], [dict(sharper=1.02), dict(curve=True, learned=True)]),
-    "not_a_number": ([dict(nan=40)], [dict(nan=25), dict(nan=75)]),
-    "throughput_falls": ([dict(slow=3.0)], [dict(slow=2.5), dict(slow=5.0)]),
+    "ratio_noise": (
+        [dict(dropout=0.1), dict(dropout=0.05), dict(dropout=0.2), dict(dropout=0.3)],
+        [dict(dropout=0.08), dict(dropout=0.15), dict(dropout=0.25), dict(dropout=0.4)],
+    ),
+    "truncated_sampling": (
+        [dict(keep=0.9), dict(keep=0.8), dict(keep=0.95), dict(keep=5)],
+        [dict(keep=0.85), dict(keep=0.7), dict(keep=8), dict(keep=3)],
+    ),
+    "rounding": (
+        [dict(rounded=True), dict(rounded=True, sharpen=60), dict(rounded=True, sharpen=20)],
+        [dict(rounded=True, sharpen=30), dict(rounded=True, sharpen=50), dict(rounded=True, sharpen=80)],
+    ),
+    "stale_policy": ([dict(sync=4), dict(sync=3), dict(sync=6), dict(sync=20)], [dict(sync=n) for n in (2, 5, 8, 10)]),
+    "entropy_collapse": (
+        [dict(bonus=-5.0, lr=5e-4), dict(bonus=-4.0, lr=8e-4), dict(bonus=-10.0, lr=5e-4)],
+        [dict(bonus=-6.0, lr=6e-4), dict(bonus=-3.0, lr=1e-3), dict(bonus=-20.0, lr=3e-4)],
+    ),
+    "bonus_dominates": ([dict(bonus=x) for x in (10.0, 6.0, 30.0)], [dict(bonus=x) for x in (8.0, 15.0, 50.0)]),
+    "controller_saturated": (
+        [dict(target=1e-9, top=0.1), dict(target=1e-8, top=0.05), dict(target=1e-10, top=1.0)],
+        [dict(target=3e-9, top=0.2), dict(target=1e-7, top=0.03), dict(target=3e-10, top=0.5)],
+    ),
+    "controller_idle": ([dict(target=x) for x in (10.0, 3.0, 100.0)], [dict(target=x) for x in (5.0, 30.0, 1000.0)]),
+    "monitor_silent": ([dict(floor=x) for x in (0.05, 0.02, 0.1)], [dict(floor=x) for x in (0.03, 0.08, 0.01)]),
+    "no_spread": (
+        [dict(shrink=0.0), dict(shrink=0.0, sharpen=30)],
+        [dict(shrink=0.0, sharpen=20), dict(shrink=0.0, lr=2e-4)],
+    ),
+    "group_collapse": ([dict(sharpen=x) for x in (3000, 2000, 10000)], [dict(sharpen=x) for x in (1500, 5000, 30000)]),
+    "reward_noise": ([dict(noise=x) for x in (0.2, 0.1, 0.4)], [dict(noise=x) for x in (0.15, 0.3, 0.8)]),
+    "advantage_vanishes": ([dict(times=x) for x in (1e-4, 3e-5, 2e-4)], [dict(times=x) for x in (5e-5, 1e-5, 1.5e-4)]),
+    "advantage_explodes": ([dict(times=x) for x in (300.0, 100.0, 3e3)], [dict(times=x) for x in (50.0, 1e3, 1e4)]),
+    "terms_cancel": ([dict(cancel=x) for x in (0.1, 0.03, 0.3)], [dict(cancel=x) for x in (0.05, 0.2, 0.5)]),
+    "lr_too_low": ([dict(lr=x) for x in (1e-9, 3e-9, 1e-11)], [dict(lr=x) for x in (2e-9, 1e-10, 5e-12)]),
+    "lr_too_high": ([dict(lr=x) for x in (0.01, 0.03, 0.1)], [dict(lr=x) for x in (0.015, 0.05, 0.2)]),
+    "reward_falls": (
+        [dict(times=-1.0, lr=5e-4), dict(times=-2.0, lr=8e-4), dict(times=-0.7, lr=5e-4, sharpen=20)],
+        [dict(times=-1.5, lr=6e-4), dict(times=-0.5, lr=1e-3), dict(times=-3.0, lr=4e-4, sharpen=30)],
+    ),
+    "sharpening": (
+        [dict(sharper=1.015), dict(sharper=1.02), dict(curve=True, learned=True)],
+        [dict(sharper=1.012), dict(sharper=1.025), dict(sharper=1.03)],
+    ),
+    "not_a_number": ([dict(nan=x) for x in (40, 25, 75)], [dict(nan=x) for x in (10, 55, 90)]),
+    "throughput_falls": ([dict(slow=x) for x in (3.0, 2.5, 5.0)], [dict(slow=x) for x in (2.75, 4.0, 8.0)]),
 }
 BRIEF = ("two_temperatures", "ratio_noise", "truncated_sampling", "rounding", "stale_policy")  # seen at once
 SAMPLED = ("reward_noise", "group_collapse", "no_spread", "terms_cancel")
 ONE_MODE = dict.fromkeys(SAMPLED, "sampled") | dict(sharpening="all")
-SEEDS = 5
+SEEDS = 6
 
 
-def healthy_settings():
-    "Forty-four runs without a fault: sampled and all moves, several sizes, rates and starts."
-    out = []
-    for k in range(44):
-        out.append(
-            dict(
-                mode=("sampled", "all")[k % 2],
-                width=(16, 24, 32)[k % 3],
-                layers=(1, 2)[k // 3 % 2],
-                sharpen=(1, 20, 40)[k // 6 % 3],
-                lr=(1e-4, 5e-5, 2e-4)[k // 2 % 3] * (10 if k // 6 % 3 == 0 else 1),
-                bonus=(0.0, 0.01, 0.003)[k // 4 % 3],
-                minibatches=(1, 2)[k // 8 % 2],
-                tau=(1.0, 1.3)[k // 16 % 2],
-                curve=k % 4 == 1,
-                plies=2 if k % 8 == 6 else 1,
-            )
+def healthy_settings(split):
+    "Runs without a fault: sampled and all moves, several sizes, rates and starts."
+    width, start, rate, bonus, tau, count = dict(
+        tuned=((16, 24, 32), (1, 20, 40), (1e-4, 5e-5, 2e-4), (0.0, 0.01, 0.003), (1.0, 1.3), 44),
+        unseen=((12, 20, 40), (1, 15, 30), (8e-5, 4e-5, 1.5e-4), (0.0, 0.02, 0.005), (1.2, 0.9), 88),
+    )[split]
+    return [
+        dict(
+            mode=("sampled", "all")[k % 2],
+            width=width[k % 3],
+            layers=(1, 2)[k // 3 % 2],
+            sharpen=start[k // 6 % 3],
+            lr=rate[k // 2 % 3] * (10 if k // 6 % 3 == 0 else 1),
+            bonus=bonus[k // 4 % 3],
+            minibatches=(1, 2)[k // 8 % 2],
+            tau=tau[k // 16 % 2],
+            curve=k % 4 == 1,
         )
-    return out
+        for k in range(count)
+    ]
 
 
 def plan():
@@ -212,13 +238,13 @@ def plan():
     jobs = {}
     for fault, splits in FAULTS.items():
         for split, options in zip(("tuned", "unseen"), splits):
-            for seed in range(SEEDS):
-                base = dict(mode=ONE_MODE.get(fault, ("sampled", "all")[seed % 2]), sharpen=(40, 25)[seed % 2])
-                settings = base | options[seed % len(options)]
-                jobs[f"{fault}-{split}-{seed}"] = (fault, split, settings, seed + 100 * (split == "unseen"))
-    for k, settings in enumerate(healthy_settings()):
-        split = "tuned" if k % 4 < 2 else "unseen"
-        jobs[f"healthy-{split}-{k}"] = ("", split, settings, 1000 + k)
+            for k in range(max(SEEDS, 2 * len(options))):
+                base = dict(mode=ONE_MODE.get(fault, ("sampled", "all")[k % 2]), sharpen=(40, 25)[k % 2])
+                settings = base | options[k // 2 % len(options)]
+                jobs[f"{fault}-{split}-{k}"] = (fault, split, settings, k + 300 * (split == "unseen"))
+    for split, seed in (("tuned", 1000), ("unseen", 5000)):
+        for k, settings in enumerate(healthy_settings(split)):
+            jobs[f"healthy-{split}-{k}"] = ("", split, settings, seed + k)
     return jobs
 
 
@@ -359,19 +385,14 @@ def read(path):
 
 
 def verdict(path):
-    "What the doctor says of a whole run, and from which step on it says the right thing."
+    "What the doctor says of a whole run, and what it said while the run went on."
     run = read(path)
     rows, config, fault = run["rows"], run["config"], run["fault"]
-
-    def said(n):
-        return diagnose(from_rows(rows[:n], config))
-
-    d = said(len(rows))
-    ours = [f.name for f in d.findings if f.alarms or f.severity == "note"]
-    lengths = [n for n in PREFIXES if n < len(rows)] + [len(rows)]
-    early = {n: [f.name for f in said(n).findings if f.alarms or f.name == fault] for n in lengths}
-    named = next((n for n in lengths if fault in early[n]), 0) if fault else 0
-    false = next((n for n in lengths if early[n] and not fault), 0)
+    lengths = [n for n in LOOKS if n < len(rows)] + [len(rows)]
+    said = {n: diagnose(from_rows(rows[:n], config)) for n in lengths}
+    names = {n: [f.name for f in d.findings if f.severity != "healthy"] for n, d in said.items()}
+    end = names[len(rows)]
+    alarms = {n: [f.name for f in d.alarms] for n, d in said.items()}
     return dict(
         run=path.name.removesuffix(".json.gz"),
         fault=fault or "healthy",
@@ -379,32 +400,61 @@ def verdict(path):
         mode=run["settings"].get("mode", ""),
         seed=run["seed"],
         settings=" ".join(f"{k}={v}" for k, v in run["settings"].items() if k != "mode"),
-        first=next(iter([f.name for f in d.alarms]), ""),
-        all=" ".join(ours),
-        named=int(fault in ours) if fault else int(not d.alarms),
-        steps=named or false,
+        begins=run["settings"].get("nan", 20 if "slow" in run["settings"] else 0),  # step
+        first=next(iter(end), ""),
+        all=" ".join(end),
+        alarms=" ".join(alarms[len(rows)]),
+        named=int(fault in end) if fault else int(not alarms[len(rows)]),
+        rows=next((n for n in lengths if fault in names[n]), 0),
+        top=next((n for n in lengths if names[n][:1] == [fault]), 0),
+        looks=" ".join(f"{n}:{','.join(x)}" for n, x in alarms.items() if x and not fault),
     )
 
 
-def verdicts(folder, jobs=1):
-    "A row for each run, in data/doctor.csv."
-    paths = sorted(folder.glob("*.json.gz"))
+def verdicts(folder, jobs=1, only=""):
+    "A row for each run, in data/doctor.csv; of one split alone they are printed."
+    paths = sorted(folder.glob(f"*-{only or '*'}-*.json.gz"))
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
         table = pool.map(verdict, paths, 4)
+    if only:
+        wrong = [r for r in table if r["first"] != r["fault"] and r["fault"] != "healthy" or r["looks"]]
+        print("\n".join(f"{r['run']:28} {r['all'] if r['fault'] != 'healthy' else r['looks']}" for r in wrong))
+    else:
+        written(table)
+    summary(table)
+
+
+def written(table):
+    "The table as it is kept."
     with (HERE / "data" / "doctor.csv").open("w", newline="") as f:
         out = csv.DictWriter(f, list(table[0]))
         out.writeheader()
         out.writerows(table)
-    for split in ("tuned", "unseen"):
-        for fault in [*FAULTS, "healthy"]:
+
+
+def summary(table):
+    "Counts by fault and split."
+    for split in sorted({r["split"] for r in table}):
+        for fault in FAULTS:
             part = [r for r in table if r["fault"] == fault and r["split"] == split]
             right, top = sum(r["named"] for r in part), sum(r["first"] == fault for r in part)
-            missed = [r["all"] for r in part if not r["named"]][:3]
-            print(f"{split:7} {fault:22} {right}/{len(part)} named, {top} first", missed)
+            print(f"{split:7} {fault:22} {right}/{len(part)} named, {top} first")
+        part = [r for r in table if r["fault"] != "healthy" and r["split"] == split]
+        print(f"{split:7} {'all':22} {sum(r['named'] for r in part)}/{len(part)} named, "
+              f"{sum(r['first'] == r['fault'] for r in part)} first")
+        part = [r for r in table if r["fault"] == "healthy" and r["split"] == split]
+        print(f"{split:7} healthy: {sum(not r['named'] for r in part)}/{len(part)} alarmed at the end, "
+              f"{sum(bool(r['looks']) for r in part)} at some look")
 
 
 if __name__ == "__main__":
-    command, where, *rest = sys.argv[1:] or ["", ""]
-    if command not in ("light", "runs", "verdicts"):
-        sys.exit(__doc__)
-    dict(light=light, runs=runs, verdicts=verdicts)[command](Path(where), int(rest[1]) if rest[:1] == ["--jobs"] else 1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("light", "runs", "verdicts"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--split", choices=("tuned", "unseen"), default="", help="verdicts: of these runs only")
+    asked = parser.parse_args()
+    if asked.command == "verdicts":
+        verdicts(asked.folder, asked.jobs, asked.split)
+    else:
+        dict(light=light, runs=runs)[asked.command](asked.folder, asked.jobs)
