@@ -142,6 +142,17 @@ def test_closed_is_closed(somewhere):
     somewhere.close()
 
 
+@needs_ray
+def test_an_actor_of_ray_that_is_killed_while_it_works(small_cluster, truth):
+    with EnginePool(EngineConfig(where="ray", processes=2)) as pool:
+        once = pool.evaluate(FENS)
+        assert plain(once) == truth[0]["scores"]
+        future, courier = pool.submit(FENS * 20), pool._desk.threads[0]
+        assert until(lambda: courier.sent, 5)
+        small_cluster.kill(courier.actor)
+        assert plain(future.result(60)) == plain(np.tile(once, 20)) and pool.restarts == 1
+
+
 # --- recordings ----------------------------------------------------------------------------------
 
 
