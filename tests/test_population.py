@@ -86,3 +86,15 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
         gain, low, high = opponents.difference(ours, start, seed=k, n=200)
         held += low <= truth <= high
     assert held >= 87, f"{held} of 100 intervals of 95 % hold the truth"
+
+
+def test_what_is_stored_of_weights_has_no_folder_of_a_machine_and_the_start_is_compared_with_itself(monkeypatch):
+    opponents = experiment("opponents")
+    assert opponents.short("/a/b/model.safetensors") == "b" and opponents.short("/a/net.safetensors") == "net"
+    assert opponents.short("tiny") == "tiny"
+    labels = opponents.read_labels(opponents.HELD_OUT)[:60]
+    monkeypatch.setattr(opponents, "read_labels", lambda _: labels)
+    start, better = opponents.regrets(["imitator", "tiny"])
+    assert (start["change"], start["half"], start["positions"]) == (0, 0, 60)
+    assert better["change"] == pytest.approx(better["greedy"] - start["greedy"], abs=2e-5) and better["half"] > 0
+    assert better["sampled"] < start["sampled"]
