@@ -31,8 +31,8 @@ from grpo_chess.train import run
 from grpo_chess.trainer import Trainer, TrainerConfig
 
 TYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-SIZES = dict(models=("record", "base"), positions=2048, boards=64, plies=16, steps=8, colab={})
-SMALL = dict(models=("tiny",), positions=64, boards=4, plies=4, steps=3, colab={
+SIZES = dict(models=("record", "base"), matrix=8192, positions=2048, boards=64, plies=16, steps=8, colab={})
+SMALL = dict(models=("tiny",), matrix=128, positions=4, boards=2, plies=2, steps=2, colab={
     "model": dict(width=32, layers=1, heads=2), "sampler": dict(boards=2, group=4, plies=2), "trainer.micro_batch": 8})
 
 
@@ -65,13 +65,13 @@ def ratio_errors(args, size):
 def updates(args, size):
     "Training throughput against the matrix product of this machine."
     for precision, dtype in TYPES.items():
-        peak = matmul_rate(args.device, dtype)
+        peak = matmul_rate(args.device, dtype, size["matrix"])
         yield f"matrix product, {precision}", f"{peak/1e12:,.2f} TFLOP/s", ""
         for name in size["models"]:
             rate = update_rate(name, args.device, dtype, size["positions"])
             share = 3*forward_flops(MODELS[name])*rate/peak
             yield (f"update of {name}, {precision}", f"{share:.0%} of the matrix product",
-                   f"{rate:,.0f} positions/s, {rate/size['positions']:.2f} steps/s of {size['positions']} positions")
+                   f"{rate:,.0f} positions/s, {rate/size['positions']:.2f} steps/s of {size['positions']}")
 
 
 def rollouts(args, size):

@@ -3,6 +3,7 @@
     python benchmarks/steps.py --before 3f8397a                 # alternating runs of both, medians, ranges and ratios
     python benchmarks/steps.py --before 3f8397a --set trainer.micro_batch=64
     python benchmarks/steps.py                                  # this tree alone
+    python benchmarks/steps.py --draw steps.csv steps.png
     python benchmarks/steps.py --sweep steps.csv            # time and memory against B, G, T, width, layers, engines
 
 Every run is a process of its own that makes its first steps, which do not count, and then `--steps` more. `--set` holds
@@ -40,17 +41,33 @@ def used():
         return (int(words[11]) + int(words[12]))/tick
     return time.process_time(), sum(of(pid) for pool in pools for pid in pool.pids())
 
+import grpo_chess.sampler, grpo_chess.train, grpo_chess.trainer
+spent = {}
+def watched(owner, name, part):
+    "Add the CPU time of a function to a part of the step."
+    inner = getattr(owner, name)
+    def outer(*args, **kw):
+        before = time.process_time()
+        try: return inner(*args, **kw)
+        finally: spent[part] = spent.get(part, 0.) + time.process_time() - before
+    setattr(owner, name, outer)
+watched(grpo_chess.train, "start_positions", "starts")
+watched(grpo_chess.sampler, "ask", "network")
+watched(Trainer, "play", "playing")
+watched(Trainer, "update", "updating")
+watched(grpo_chess.trainer, "measure", "measuring")
 start, step = EnginePool.__init__, Trainer.step
 def remember(self, *args, **kw):
     start(self, *args, **kw)
     pools.append(self)
 def timed(self):
     before, wall = used(), time.perf_counter()
+    spent.clear()
     row = step(self)
     after = used()
     rows.append({k: v for k, v in row.items() if isinstance(v, (int, float))} | dict(
         wall=time.perf_counter() - wall, cpu=after[0] - before[0], engines=after[1] - before[1],
-        at=time.perf_counter() - began))
+        at=time.perf_counter() - began, parts=dict(spent)))
     return row
 EnginePool.__init__, Trainer.step = remember, timed
 values = json.loads(sys.argv[1])
@@ -89,6 +106,19 @@ NAMES = dict(plies_s="plies/s", plies_cpu_s="plies per CPU second", step="second
              share="share of the cores", first="seconds to the first step's end", peak="peak memory, MiB")
 
 
+PARTS = {"start positions": ("starts",), "network, playing": ("network",), "rules, drawing, reading": ("playing",),
+         "network and loss, updating": ("updating",), "measuring": ("measuring",)}
+
+
+def parts_of(found):
+    "CPU seconds a step of each part: of the process, and of the engines."
+    rows = found["rows"][FIRST:]
+    mean = {k: statistics.mean(r["parts"][k] for r in rows) for k in rows[0]["parts"]}
+    mean["playing"] -= mean["network"] + mean["starts"]
+    return {name: mean[keys[0]] for name, keys in PARTS.items()} | {
+        "engines": statistics.mean(r["engines"] for r in rows)}
+
+
 def spread(values):
     "Median and range."
     values = sorted(values)
@@ -124,7 +154,10 @@ def compare(before, values, now_values, rounds, cores, steps):
     for key, name in NAMES.items():
         a, b = ([pair[i][key] for pair in pairs] for i in (0, 1))
         print(f"| {name} | {spread(a)} | {spread(b)} | {spread([y/x for x, y in zip(a, b)])} |")
-    print(f"\nResults apart by: {same_results(*found[0])}", flush=True)
+    print(f"\nResults apart by: {same_results(*found[0])}\n", flush=True)
+    print(f"| CPU s a step | {before} | now |\n|---|---|---|")
+    made = [[parts_of(x) for x in pair] for pair in found]
+    for name in made[0][0]: print(f"| {name} | {' | '.join(spread([m[i][name] for m in made]) for i in (0, 1))} |")
 
 
 def alone(values, rounds, cores, steps):
@@ -135,9 +168,11 @@ def alone(values, rounds, cores, steps):
 
 
 SWEEPS = {
-    "sampler.boards": (8, 16, 32, 64), "sampler.plies": (8, 16, 32, 64), "sampler.group": (1, 2, 4, 8),
-    "model.width": (48, 96, 192, 384), "model.layers": (2, 4, 8), "engine.processes": (1, 2, 4),
+    "sampler.boards": (8, 16, 32), "sampler.group": (1, 2, 4), "sampler.plies": (16, 32, 64),
+    "model.width": (48, 96, 192), "model.layers": (2, 4, 8), "engine.processes": (1, 2, 4),
 }
+DEFAULT = {"sampler.boards": 16, "sampler.group": 1, "sampler.plies": 32, "model.width": 96, "model.layers": 4,
+           "engine.processes": 2}
 
 
 def sweep(path, steps, cores):
@@ -145,15 +180,49 @@ def sweep(path, steps, cores):
     n = len(os.sched_getaffinity(0))
     with open(path, "w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
-        out.writerow(["setting", "value", "plies", *NAMES])
+        out.writerow(["setting", "value", "plies", *NAMES, *(parts := [*PARTS, "engines alone"])])
+        known:dict = {}
         for name, value in itertools.chain.from_iterable(((k, v) for v in vs) for k, vs in SWEEPS.items()):
-            own = {"init": ""} if name.startswith("model.") else {}
-            found = one_run(TOP, own | {name: value, "trainer.steps": steps + FIRST}, cores)
-            row = summary(found, n)
+            key = "default" if value == DEFAULT[name] else (name, value)
+            if key not in known:
+                known[key] = one_run(TOP, {"init": "", name: value, "trainer.steps": steps + FIRST}, cores)
+            found = known[key]
+            row = summary(found, n) | dict(zip(parts, parts_of(found).values()))
             plies = statistics.mean(r["plies"] for r in found["rows"][FIRST:])
-            out.writerow([name, value, round(plies), *(f"{row[k]:.4g}" for k in NAMES)])
+            out.writerow([name, value, round(plies), *(f"{row[k]:.4g}" for k in (*NAMES, *parts))])
             file.flush()
             print(name, value, f"{row['step']:.3f} s a step, {row['peak']:.0f} MiB", flush=True)
+
+
+def draw(path, picture):
+    "What a default step is made of, and how time and memory grow with each setting, from the file of a sweep."
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    rows = list(csv.DictReader(open(path)))
+    plt.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    fig = plt.figure(figsize=(9, 7.2), layout="constrained")
+    top, grid = fig.subfigures(2, 1, height_ratios=(1, 3))
+    ax, left = top.subplots(), 0.
+    usual = next(r for r in rows if int(r["value"]) == DEFAULT[r["setting"]])
+    parts = {name: float(usual[name]) for name in (*PARTS, "engines alone")}
+    for k, (name, seconds) in enumerate(parts.items()):
+        ax.barh(0, seconds, left=left, color=f"C{k}")
+        said = f"{name.removesuffix(' alone')}\n{seconds/sum(parts.values()):.0%}"
+        ax.text(left + seconds/2, (.62, -.62)[k % 2], said, ha="center", va="center", color=f"C{k}")
+        left += seconds
+    ax.set(yticks=[], ylim=(-1, 1), xlabel="CPU seconds", title="What a step of the default run is made of")
+    for ax, (name, values) in zip(grid.subplots(2, 3).flat, SWEEPS.items()):
+        chosen, twin = [r for r in rows if r["setting"] == name], ax.twinx()
+        for key, colour in (("cpu", "C0"), ("engines", "C3")):
+            ax.plot(values, [float(r[key]) for r in chosen], "o-", color=colour)
+        twin.plot(values, [float(r["peak"]) for r in chosen], "s:", color="0.5")
+        twin.spines["right"].set_visible(True)
+        ax.set(xlabel=name, xticks=values, ylim=(0, None))
+        twin.set_ylim(0, 1.1*max(float(r["peak"]) for r in rows))
+    grid.supylabel("CPU seconds a step: Python and network (blue), engines (red)")
+    grid.text(1.0, .5, "peak memory, MiB (grey)", rotation=90, va="center", ha="left")
+    fig.savefig(picture, dpi=130, bbox_inches="tight")
 
 
 def setting(text):
@@ -172,9 +241,11 @@ def main():
     parser.add_argument("--both", nargs="*", default=[], help="settings of both, key=value")
     parser.add_argument("--set", nargs="*", default=[], help="settings of this tree alone, key=value")
     parser.add_argument("--sweep", help="file to write")
+    parser.add_argument("--draw", nargs=2, metavar=("CSV", "PNG"), help="draw the file of a sweep")
     args = parser.parse_args()
     both, now = (dict(map(setting, x)) for x in (args.both, args.set))
-    if args.sweep: sweep(args.sweep, args.steps, args.cores)
+    if args.draw: draw(*args.draw)
+    elif args.sweep: sweep(args.sweep, args.steps, args.cores)
     elif args.before: compare(args.before, both, now, args.rounds, args.cores, args.steps)
     else: alone(both | now, args.rounds, args.cores, args.steps)
 

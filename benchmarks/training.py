@@ -35,9 +35,9 @@ def timed(f, device, repeats=5):
     return statistics.median(out)
 
 
-def matmul_rate(device, dtype):
+def matmul_rate(device, dtype, n=0):
     "Best FLOP/s of a square matrix product here."
-    n = 8192 if device == "cuda" else 2048
+    n = n or (8192 if device == "cuda" else 2048)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return max(2 * n**3 / timed(lambda: a @ b, device, 3) for _ in range(3))
 

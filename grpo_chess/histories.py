@@ -70,10 +70,11 @@ def as_history(
         return {c: v*known[chosen[c]][1] for c, v in values.items() if v is not None and row.get(chosen[c]) is not None}
     history = from_rows((taken(row) for row in rows), config, name)
     numeric = {key for row in rows for key, v in row.items() if value_of(v) is not None}
+    history.logged = {column: str(key) for column, key in chosen.items() if key != column}
     history.unknown = sorted(str(k) for k in numeric - set(known) if not IGNORED.search(str(k)))
     if not history.columns:
-        raise HistoryError(f"{name}: none of its columns is known: "
-            f"{', '.join(history.unknown[:8]) or 'it has no numbers'}")
+        found = ", ".join(history.unknown[:8]) or "it has no numbers"
+        raise HistoryError(f"{name}: none of its columns is known: {found}")
     return history
 
 # %% ../nbs/10_histories.ipynb #13d486e5
@@ -99,8 +100,8 @@ def read_jsonl(path:Path)->list[dict]:
         except HistoryError:
             if number == len(lines) and rows: break
             raise
-        if not isinstance(row, dict): raise HistoryError(f"{path}, line {number}: expected an object, found "
-            f"{line[:40]!r}")
+        if not isinstance(row, dict):
+            raise HistoryError(f"{path}, line {number}: expected an object, found {line[:40]!r}")
         inner = row.get("data")
         rows.append({"step": row["step"], **inner} if isinstance(inner, dict) and "step" in row else flatten_once(row))
     return rows
@@ -129,8 +130,8 @@ def read_csv(path:Path)->list[dict]:
     except csv.Error as e: raise HistoryError(f"{path}: not CSV: {e}") from None
     def plain(key:Any)->str: return str(key).split(" - ", 1)[-1] if " - " in str(key) else str(key)
     runs = {str(k).split(" - ")[0] for k in (rows[0] if rows else []) if " - " in str(k)}
-    if len(runs) > 1: raise HistoryError(f"{path}: holds {len(runs)} runs ({', '.join(sorted(runs)[:3])} …): export "
-        f"one")
+    if len(runs) > 1:
+        raise HistoryError(f"{path}: holds {len(runs)} runs ({', '.join(sorted(runs)[:3])} …): export one")
     return [{"step" if k == "Step" else plain(k): v for k, v in row.items() if k and not k.endswith(("__MIN", "__MAX"))}
             for row in rows]
 

@@ -22,6 +22,7 @@ class History:
     config: dict[str, Any] = field(default_factory=dict)  # dotted settings, as far as they are known
     name: str = ""
     unknown: list[str] = field(default_factory=list)      # names in the log that mean nothing here
+    logged: dict[str, str] = field(default_factory=dict)  # column -> its name in the log, where that is another one
 
     def __contains__(self, name:str)->bool: return name in self.columns and bool(self.finite(name)[0].size)
 
@@ -137,6 +138,7 @@ class Finding:
     cause: str = ""              # instead of the case's
     change: str = ""
     refute: str = ""
+    called: str = ""
     after: str = ""              # the finding of the same run that it probably follows from
 
     def __post_init__(self)->None:
@@ -148,7 +150,8 @@ class Finding:
         self.certainty = min(max(float(self.certainty), 0.), 1.)
 
     @property
-    def title(self)->str: return CASES[self.name].title if self.name in CASES else self.name.replace("_", " ")
+    def title(self)->str:
+        return self.called or (CASES[self.name].title if self.name in CASES else self.name.replace("_", " "))
     @property
     def alarms(self)->bool: return self.severity in SEVERITIES[:2]
 

@@ -226,8 +226,9 @@ class Policy:
     )->MoveDist:                 # over [..., L]
         "Distribution over the legal moves; NoLegalMove names a position that has none."
         shape, tokens, legal = legal.shape, tokens.reshape(-1, tokens.shape[-1]), legal.reshape(-1, legal.shape[-1])
-        empty = (legal < 0).all(-1)
-        if empty.any(): raise NoLegalMove(f"no legal move in the position (mover's view) {describe(tokens[empty][0])}")
+        empty = (legal < 0).all(-1)         # looked at on a CPU only: a GPU would have to be waited for, and says NaN
+        if empty.device.type == "cpu" and empty.any():
+            raise NoLegalMove(f"no legal move in the position (mover's view) {describe(tokens[empty][0])}")
         return MoveDist.from_logits(self._scores(tokens, legal), self.temperature).reshape(shape)
 
     def _scores(self, tokens:Tensor, legal:Tensor)->Tensor:

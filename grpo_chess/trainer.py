@@ -342,7 +342,8 @@ class Gradients(Actor):
         policy, reference = self.policy(self.model, loss=True), None
         if self.reference is not None: reference = Policy(InPrecision(self.reference, self.fabric), policy.temperature)
         names = (*TERMS, "entropy_gap")
-        forward, sums = forward_all if batch.all_moves else forward_sampled, torch.zeros(6, dtype=torch.float64)
+        forward = forward_all if batch.all_moves else forward_sampled
+        sums = torch.zeros(6, dtype=torch.float64, device=policy.device)         # nothing below waits for a GPU
         positions = [int(ro.node[b, :, :-1][ro.train[b]].unique().numel()) for b in own.tolist()]
         old_entropy = MoveDist(ro.logp).entropy()
         for rows in micro_batches(positions, self.tcfg.micro_batch):
@@ -356,7 +357,7 @@ class Gradients(Actor):
             before = old_entropy[ro.node[part, :, :-1].clamp_min(0)].flatten(0, 1).to(plies.entropy.device)
             gap = plies.entropy.detach() - before.view(before.shape + (1,)*(plies.entropy.ndim - 2))
             terms["entropy_gap"] = torch.where(plies.mask, gap*plies.weight, 0.).sum()
-            sums += torch.tensor([terms[name].item() for name in names], dtype=torch.float64)
+            sums += torch.stack([terms[name].detach().double() for name in names])
             seen = torch.where(plies.mask, plies.logp_new.detach(), 0.).unflatten(0, (len(part), -1))
             logp_new[part] = F.pad(seen, (0, logp_new.shape[-1] - seen.shape[-1]))
             del plies, terms                                            # and with them what the backward pass needed

@@ -109,6 +109,14 @@ def test_several_updates_a_step_are_no_fault_and_a_large_clip_fraction_is():
     exact = diagnose(from_rows([dict(step=i, ratio_error=.05, approx_kl=.0005, entropy=2.) for i in range(9)]))
     assert exact.alarms                      # measured before any update
 
+def test_where_the_numbers_cannot_decide_both_causes_are_named():
+    d = diagnose(from_rows([dict(step=i, clip_region=.42, approx_kl=.045, entropy=2.1) for i in range(9)]))
+    assert d.alarms[0].title == "two temperatures or noise in the ratio" and "cannot tell" in d.alarms[0].says
+    assert "temperature 1" in d.alarms[0].change and "dropout to 0" in d.alarms[0].change
+    rows = [dict(step=i, clip_region=.42, approx_kl=.045, entropy=2.1, entropy_gap=0.) for i in range(9)]
+    sure = diagnose(from_rows(rows))
+    assert sure.alarms[0].title == "noise in the ratio"
+
 def test_a_run_of_this_trainer_with_two_temperatures_is_named_and_one_without_is_not():
     runs = [make(sharpen=40., ablate=ablate, loss=dict(entropy_coef=.01))
             for ablate in (None, AblateConfig(loss_temperature=.7))]
@@ -187,6 +195,19 @@ def test_checks_that_cannot_look_say_what_they_lack():
     assert "| sharpening | expected_regret, start_regret |" in as_markdown(d)
 
 def fallen(): return from_rows([dict(step=i, entropy=2.5*.97**i, odd=1) for i in range(200)], name="a <run>")
+
+def test_a_reward_that_stopped_rising_is_told_from_one_that_is_noisy():
+    rng, t = np.random.default_rng(0), np.arange(300)
+    def run(reward): return from_rows([{"step": int(i), "entropy": 2.5*.985**i, "train/avg_reward": r}
+                                       for i, r in zip(t, reward + .02*rng.standard_normal(300))])
+    alarmed = [diagnose(run(x)).names()[:1] == ["entropy_collapse"] for x in (0*t, np.minimum(t, 100)/100, t/300)]
+    assert alarmed == [True, True, False]
+
+def test_a_report_says_how_names_were_read_and_what_a_missing_column_holds():
+    history = as_history([{"step": i, "clip_ratio/region_mean": .05, "kl": .1, "odd": 1} for i in range(9)])
+    assert history.logged == {"clip_binding": "clip_ratio/region_mean", "kl_reference": "kl"}
+    for text in (as_markdown(diagnose(history)), as_html(diagnose(history))):
+        assert "clip_ratio/region_mean" in text and "standard deviation of the advantages" in text and "odd" in text
 
 def test_all_forms_say_the_same():
     d = diagnose(fallen())

@@ -2,6 +2,10 @@
 
     .ci/setup opponents
     python nbs/experiments/opponents.py imitator runs/x/model.safetensors --games 200 --out data/opponents.csv
+    python nbs/experiments/opponents.py imitator runs/x/model.safetensors --regret data/imitator_regret.csv
+
+The second command plays nothing: it measures what each policy gives away on held-out positions, and the difference to
+the start with the interval over the positions, which are shared.
 
 The first weights are the start. Everybody plays the most likely move, by the rules of chess, from the same random
 openings, each with both colours. Three opponents are engines that are not Stockfish, with a fixed share of random
@@ -19,6 +23,11 @@ import numpy as np
 
 from grpo_chess.arena import ArenaConfig, run
 from grpo_chess.matches import JudgeConfig
+from grpo_chess.measures import read_labels, regret
+from grpo_chess.model import Policy
+from grpo_chess.players import load_player_model
+
+HELD_OUT = Path(__file__).resolve().parent.parent / "data/heldout.jsonl"
 
 PANEL = {
     "gnuchess": "engine:path=gnuchessu,depth=1,errs=0.2,seed=1",
@@ -61,6 +70,34 @@ def difference(ours: dict, start: dict, seed: int = 0, n: int = 2000) -> tuple[f
     return mean(np.arange(size)), *np.quantile(drawn, (0.025, 0.975))
 
 
+def short(weights: str) -> str:
+    "A run's name, or the package's; never a folder of this machine."
+    path = Path(weights)
+    return path.parent.name if path.name == "model.safetensors" else path.stem
+
+
+def regrets(weights: list[str]) -> list[dict]:
+    "What the most likely move and a sampled one give away, and the change of the former against the first weights."
+    labels, rows, start = read_labels(HELD_OUT), [], None
+    for name in weights:
+        model = load_player_model(name)
+        greedy, sampled = regret(Policy(model), labels, True), regret(Policy(model), labels)
+        start = greedy.each if start is None else start
+        change = greedy.each - start
+        half = 1.96 * change.std(ddof=1) / len(change) ** 0.5
+        row = dict(greedy=greedy.mean, best=greedy.best, sampled=sampled.mean, change=change.mean(), half=half)
+        rows.append(dict(weights=short(name), positions=len(labels)) | {k: round(float(v), 5) for k, v in row.items()})
+        print(*(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
+    return rows
+
+
+def write(path: Path, rows: list[dict]):
+    with path.open("w", newline="") as f:
+        writer = csv.DictWriter(f, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", nargs="+", help="the start, then what is compared with it")
@@ -68,22 +105,23 @@ def main():
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--only", nargs="*", default=list(PANEL), choices=list(PANEL))
     parser.add_argument("--out", type=Path, help="CSV file of the scores")
+    parser.add_argument("--regret", type=Path, help="CSV file of the regrets; nothing is played")
     args = parser.parse_args()
+    if args.regret:
+        write(args.regret, regrets(args.weights))
+        return
     found, rows = {}, []
     for weights in args.weights:
         found[weights] = {name: score_pairs(weights, PANEL[name], args.games, args.seed) for name in args.only}
         gain = difference(found[weights], found[args.weights[0]])
         for name, pairs in found[weights].items():
-            rows.append(dict(weights=weights, opponent=name, games=2 * len(pairs), score=round(pairs.mean(), 4)))
+            rows.append(dict(weights=short(weights), opponent=name, games=2 * len(pairs), score=round(pairs.mean(), 4)))
         scores = " ".join(f"{name} {pairs.mean():.3f}" for name, pairs in found[weights].items())
         print(f"{weights}: {scores}; over the start {gain[0]:+.0f} [{gain[1]:+.0f}, {gain[2]:+.0f}] Elo", flush=True)
         rounded = json.dumps([round(g) for g in gain])
-        rows.append(dict(weights=weights, opponent="over the start", games=0, score=rounded))
+        rows.append(dict(weights=short(weights), opponent="over the start", games=0, score=rounded))
     if args.out:
-        with args.out.open("w", newline="") as f:
-            writer = csv.DictWriter(f, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write(args.out, rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,100 @@
+"Games of weak players, and weights against opponents that had no part in training: the experiments of the imitator."
+
+import importlib.util
+import io
+import sys
+from pathlib import Path
+
+import chess.pgn
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from grpo_chess.pretrain import main as pretrain
+
+FOLDER = Path(__file__).resolve().parent.parent / "nbs/experiments"
+
+
+def experiment(name):
+    "A script of nbs/experiments as a module."
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def make(monkeypatch, tmp_path):
+    "Make some games of one opening a pairing, in `tmp_path`."
+    population = experiment("population")
+    monkeypatch.setattr(population, "PAIRS", 1)
+
+    def make(games):
+        monkeypatch.setattr(sys, "argv", ["population.py", str(tmp_path), "--games", str(games), "--other", ""])
+        population.main()
+        return {p.name: p.read_text() for p in sorted(tmp_path.iterdir())}
+
+    return make
+
+
+def read(text):
+    stream, games = io.StringIO(text), []
+    while game := chess.pgn.read_game(stream):
+        games.append(game)
+    return games
+
+
+def test_a_population_plays_whole_games_and_goes_on_where_it_ended(make, tmp_path):
+    first = make(2)
+    games = [g for text in first.values() for g in read(text)]
+    assert list(first) == ["0000.pgn"] and len(games) == 2
+    assert all(not g.errors and g.end().board().ply() > 2 for g in games)
+    assert all("random" in g.headers["White"] and "random" in g.headers["Black"] for g in games)
+    assert games[0].headers["White"] == games[1].headers["Black"]
+    (tmp_path / "0000.pgn").write_text(first["0000.pgn"] + "\n")  # made already: it is not made again
+    more = make(4)
+    assert list(more) == ["0000.pgn", "0001.pgn"] and more["0000.pgn"] == first["0000.pgn"] + "\n"
+
+
+def test_the_games_become_labels_of_the_moves_that_were_played(make, tmp_path):
+    plies = sum(g.end().board().ply() - g.board().ply() for text in make(2).values() for g in read(text))
+    out = tmp_path / "moves"
+    assert pretrain(["convert", "--files", str(tmp_path / "*.pgn"), "--out", str(out)]) == 0
+    rows = sum(pyarrow.parquet.read_table(p).num_rows for p in out.glob("*.parquet"))
+    assert rows == plies > 0, "a label for each move that was played"
+
+
+def test_elo_over_the_start_is_the_mean_over_opponents():
+    difference = experiment("opponents").difference
+    rng = np.random.default_rng(0)
+    start = {k: rng.choice([0.0, 0.5, 1.0], 200) for k in "abc"}
+    assert difference(start, start) == (0.0, 0.0, 0.0)
+    exact = {k: np.full(100, 0.5) for k in "ab"}
+    better = dict(a=np.full(100, 1 / (1 + 10**-0.5)), b=np.full(100, 0.5))  # 200 Elo against one of two
+    gain, low, high = difference(better, exact)
+    assert gain == pytest.approx(100) and low == pytest.approx(100) and high == pytest.approx(100)
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    "Pairs of games with a known mean, a hundred times."
+    opponents = experiment("opponents")
+    rng, p, q = np.random.default_rng(1), 0.3, 0.5
+    truth = opponents.elo(np.float64(q)) - opponents.elo(np.float64(p))
+    held = 0
+    for k in range(100):
+        ours, start = ({"a": rng.binomial(2, x, 100) / 2} for x in (q, p))
+        gain, low, high = opponents.difference(ours, start, seed=k, n=200)
+        held += low <= truth <= high
+    assert held >= 87, f"{held} of 100 intervals of 95 % hold the truth"
+
+
+def test_what_is_stored_of_weights_has_no_folder_of_a_machine_and_the_start_is_compared_with_itself(monkeypatch):
+    opponents = experiment("opponents")
+    assert opponents.short("/a/b/model.safetensors") == "b" and opponents.short("/a/net.safetensors") == "net"
+    assert opponents.short("tiny") == "tiny"
+    labels = opponents.read_labels(opponents.HELD_OUT)[:60]
+    monkeypatch.setattr(opponents, "read_labels", lambda _: labels)
+    start, better = opponents.regrets(["imitator", "tiny"])
+    assert (start["change"], start["half"], start["positions"]) == (0, 0, 60)
+    assert better["change"] == pytest.approx(better["greedy"] - start["greedy"], abs=2e-5) and better["half"] > 0
+    assert better["sampled"] < start["sampled"]
