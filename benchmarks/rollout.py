@@ -14,7 +14,7 @@ from torch import nn
 from grpo_chess.engine import EngineConfig, EnginePool
 from grpo_chess.model import MODELS, ChessTransformer, Policy
 from grpo_chess.positions import PositionsConfig, start_positions
-from grpo_chess.reward import Judge, RewardConfig, step_rewards
+from grpo_chess.reward import Judge, RewardConfig, move_values, step_rewards
 from grpo_chess.sampler import SamplerConfig, rollout
 
 
@@ -30,23 +30,34 @@ def make_policy(model, device):
     return Policy(ChessTransformer(MODELS[model]).to(device).eval())
 
 
-def measure(pool, policy, boards, group, plies, depth, repeats):
+def judged(pool, policy, starts, cfg, step, depth, every):
+    "Play and judge, sampled moves or every legal one; the positions that the engines were asked."
+    judge = Judge(RewardConfig(depth=depth), pool)                           # a fresh cache
+    if not every:
+        step_rewards(rollout(policy, starts, cfg, 0, step, on_new=judge.submit), judge)
+        return list(judge.known)
+    ro = rollout(policy, starts, cfg, 0, step, on_turn=judge.submit_moves)
+    move_values(ro, judge)
+    return [ro.fens[r] for r in ro.node[..., :-1][ro.train].unique().tolist()]
+
+
+def measure(pool, policy, boards, group, plies, depth, repeats, every=False):
     "Rollout + reward, and the pool alone on the same positions, in turn: positions a second, and the ratio of times."
     cfg = SamplerConfig(boards=boards, group=group, plies=plies)
+    alone_too = pool.evaluate_moves if every else pool.evaluate
     both, alone, positions = [], [], 0
     for step in range(repeats + 1):
         starts = start_positions(boards, PositionsConfig(window_cp=0), 0, step)
-        judge = Judge(RewardConfig(depth=depth), pool)                       # a fresh cache
         begin = time.perf_counter()
-        step_rewards(rollout(policy, starts, cfg, 0, step, on_new=judge.submit), judge)
-        middle, fens = time.perf_counter(), list(judge.known)
-        pool.evaluate(fens, depth=depth, trusted=True)
+        fens = judged(pool, policy, starts, cfg, step, depth, every)
+        middle = time.perf_counter()
+        alone_too(fens, depth=depth, trusted=True)
         end = time.perf_counter()
         if step == 0: continue                                               # the first round warms up
         both.append(middle - begin)
         alone.append(end - middle)
         positions = len(fens)
-    return report(f"B={boards} G={group} T={plies}", positions, both, alone)
+    return report(f"B={boards} G={group} T={plies}{' every move' if every else ''}", positions, both, alone)
 
 
 def report(name, positions, both, alone):
@@ -70,6 +81,7 @@ def main():
     policy = make_policy(args.model, args.device)
     with EnginePool(EngineConfig()) as pool:
         measure(pool, policy, 32, 16, 16, args.depth, args.repeats)
+        measure(pool, policy, 16, 1, 32, 1, args.repeats, True)              # as in the default run
         if not args.scaling: return
         for sizes in ((64, 16, 16), (32, 32, 16), (32, 16, 32)):
             measure(pool, policy, *sizes, args.depth, max(2, args.repeats//2))

@@ -184,7 +184,8 @@ def sweep(path, steps, cores):
         known:dict = {}
         for name, value in itertools.chain.from_iterable(((k, v) for v in vs) for k, vs in SWEEPS.items()):
             key = "default" if value == DEFAULT[name] else (name, value)
-            if key not in known: known[key] = one_run(TOP, {"init": "", name: value, "trainer.steps": steps + FIRST}, cores)
+            if key not in known:
+                known[key] = one_run(TOP, {"init": "", name: value, "trainer.steps": steps + FIRST}, cores)
             found = known[key]
             row = summary(found, n) | dict(zip(parts, parts_of(found).values()))
             plies = statistics.mean(r["plies"] for r in found["rows"][FIRST:])
@@ -207,8 +208,8 @@ def draw(path, picture):
     parts = {name: float(usual[name]) for name in (*PARTS, "engines alone")}
     for k, (name, seconds) in enumerate(parts.items()):
         ax.barh(0, seconds, left=left, color=f"C{k}")
-        ax.text(left + seconds/2, (.62, -.62)[k % 2], f"{name.removesuffix(' alone')}\n{seconds/sum(parts.values()):.0%}",
-                ha="center", va="center", color=f"C{k}")
+        said = f"{name.removesuffix(' alone')}\n{seconds/sum(parts.values()):.0%}"
+        ax.text(left + seconds/2, (.62, -.62)[k % 2], said, ha="center", va="center", color=f"C{k}")
         left += seconds
     ax.set(yticks=[], ylim=(-1, 1), xlabel="CPU seconds", title="What a step of the default run is made of")
     for ax, (name, values) in zip(grid.subplots(2, 3).flat, SWEEPS.items()):

@@ -29,6 +29,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from .engine import usable_cores
 from .loss import LossConfig, Plies, group_advantage, no_spread_share, returns
 from .model import ChessTransformer, MoveDist, Policy
 from .reward import Judge, best_value, move_values, step_rewards
@@ -77,6 +78,7 @@ def make_fabric(
                     devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
                     num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)))
     fabric.launch()
+    if torch.get_num_threads() > usable_cores(): torch.set_num_threads(usable_cores())     # torch sees no quota
     if not cuda: keep_memory()
     return fabric
 

@@ -184,6 +184,13 @@ def test_parts_side_by_side_are_one_pass(cores, loss):
         assert rows[1][name] == pytest.approx(others[1][name], rel=1e-3, abs=1e-6, nan_ok=True)
         assert others[1][name] == same[1][name] or math.isnan(same[1][name])
 
+def test_torch_keeps_to_the_quota_of_a_container(cores, monkeypatch):
+    for quota, threads in ((8, 3), (2, 2)):
+        cores(3)
+        monkeypatch.setattr(batch, "usable_cores", lambda quota=quota: quota)
+        make_fabric("32-true", "cpu")
+        assert torch.get_num_threads() == threads
+
 def passes(t, cores, n, positions=96):
     "Sizes of the batches that reach the network, and the threads that torch uses there."
     cores(n)
