@@ -17,12 +17,12 @@ RAY_AUTH_TOKEN="$(python3 -c 'import secrets; print(secrets.token_hex(32))')"   
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
-on() { local node=$1; shift; srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" "$@"; }
+on=(srun --overlap --nodes=1 --ntasks=1)        # no function: what is killed at the end must be srun itself
 
-on "$head" ray start --head --node-ip-address="$head" --port=$port --num-cpus=0 --include-dashboard=false --block &
+"${on[@]}" --nodelist="$head" ray start --head --node-ip-address="$head" --port=$port --num-cpus=0 --include-dashboard=false --block &
 for node in "${nodes[@]:1}"; do
-  on "$node" ray start --address="$head:$port" --num-cpus="$SLURM_CPUS_PER_TASK" --block &
+  "${on[@]}" --nodelist="$node" ray start --address="$head:$port" --num-cpus="$SLURM_CPUS_PER_TASK" --block &
 done
 # Engines are used as their nodes join: nobody waits for the last one, and one that dies is replaced where there is room.
-on "$head" torchrun --nproc-per-node "$ranks" -m grpo_chess.train \
+"${on[@]}" --nodelist="$head" torchrun --nproc-per-node "$ranks" -m grpo_chess.train \
   --engine.where "ray:$head:$port" --engine.processes "$engines" --engine.timeout 120 "$@"
