@@ -22,6 +22,7 @@ def text(name):
 
 extras = {name: words(f"{name}_requirements") for name in ("wandb", "notebooks", "docs")}
 extras["dev"] = words("dev_requirements") + [package for needed in extras.values() for package in needed]
+extras["ray"] = words("ray_requirements")  # large, and for few: not part of dev
 
 setup(
     name=values["lib_name"],

@@ -73,8 +73,8 @@ def as_history(
     history.logged = {column: str(key) for column, key in chosen.items() if key != column}
     history.unknown = sorted(str(k) for k in numeric - set(known) if not IGNORED.search(str(k)))
     if not history.columns:
-        found = ", ".join(history.unknown[:8]) or "it has no numbers"
-        raise HistoryError(f"{name}: none of its columns is known: {found}")
+        strange = ", ".join(history.unknown[:8]) or "it has no numbers"
+        raise HistoryError(f"{name}: none of its columns is known: {strange}")
     return history
 
 # %% ../nbs/10_histories.ipynb #13d486e5

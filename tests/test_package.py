@@ -54,7 +54,7 @@ def test_says_what_it_is(wheel):
     assert (said["Name"], said["Version"]) == ("grpo_chess", grpo_chess.__version__)
     assert said["License"] == "GPL-3.0-or-later" or said["License-Expression"] == "GPL-3.0-or-later"
     assert said["Requires-Python"] == ">=3.11" and said.get_payload().startswith("# grpo_chess")
-    assert {*said.get_all("Provides-Extra")} == {"dev", "wandb", "notebooks", "docs"}
+    assert {*said.get_all("Provides-Extra")} == {"dev", "wandb", "notebooks", "docs", "ray"}
     assert part(wheel, "LICENSE").lstrip().startswith("GNU GENERAL PUBLIC LICENSE")
     needed = [Requirement(text) for text in said.get_all("Requires-Dist")]
     bare = {r.name for r in needed if r.marker is None}
@@ -70,6 +70,7 @@ def test_dev_is_all_extras(wheel):
 
     assert of("wandb") == {"wandb"} and of("notebooks") and of("docs")
     assert of("wandb") | of("notebooks") | of("docs") <= of("dev") and "pytest" in of("dev")
+    assert of("ray") == {"ray"} and "ray" not in of("dev")  # large, and for few: .ci/setup ray
 
 
 def test_every_command_line_is_a_script(wheel):
