@@ -211,11 +211,11 @@ def watched(pids, seconds):
 
 
 def match_after_match(folder):
-    "Matches of 64 games in one process, until a signal ends it; a line for each."
-    while True:
-        arena("--a", "tiny", "--b", "random", "--games", "64", "--json", folder / "x.json")
+    "Matches of 64 games in one process, until a signal ends one; a line for each."
+    while not (status := arena("--a", "tiny", "--b", "random", "--games", "64", "--json", folder / "x.json")):
         with (folder / "matches").open("a") as f:
             f.write("one\n")
+    return status
 
 
 def memory(tally, folder, n):
