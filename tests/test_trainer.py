@@ -92,8 +92,9 @@ def test_the_gain_of_a_step_is_what_its_own_positions_say(monkeypatch):
     ro = batch.rollout
     rows = ro.node[..., :-1][ro.train].unique()
     old, new = (x.policy(x.model).dist(ro.tokens[rows], ro.legal[rows]).probs for x in (twin, t))
-    best = t.judge.of_moves([ro.fens[r] for r in rows.tolist()], ro.legal[rows])
-    assert row["gain_step"] == pytest.approx(((new - old)*best).sum(-1).mean().item(), rel=1e-4) and row["gain_step"] > 0
+    value = t.judge.of_moves([ro.fens[r] for r in rows.tolist()], ro.legal[rows])
+    gain = ((new - old)*value).sum(-1).mean().item()
+    assert row["gain_step"] == pytest.approx(gain, rel=1e-4) and gain > 0
     assert math.isnan(make().step()["gain_step"])                     # nobody has judged the other moves
     def upside_down(play=t.play):
         batch = play()
