@@ -20,6 +20,7 @@ from grpo_chess.panel import read_metrics
 from grpo_chess.settings import ConfigError
 
 TOP = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("quick_pictures")
 spec = importlib.util.spec_from_file_location("badges", TOP / ".ci/badges.py")
 badges = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(badges)
