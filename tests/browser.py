@@ -28,7 +28,11 @@ SETTINGS = {  # what would change a page or ask the network
         "doNotDisturbMode": True,
     },
 }
-RUN_PAGE = """
+
+
+def when_ready(then):
+    "A script that waits until a page stands there with its kernel, and then does something with `app`."
+    return """
 const done = arguments[arguments.length - 1];
 (async () => {
   while (!window.jupyterapp) await new Promise(r => setTimeout(r, 100));
@@ -38,10 +42,12 @@ const done = arguments[arguments.length - 1];
   const page = app.shell.currentWidget;
   await page.context.ready; await page.sessionContext.ready;
   if (page.sessionContext.session?.kernel == null) throw new Error("the page has no kernel");
-  await app.commands.execute('notebook:run-all-cells');
-  return 'ran';
+  THEN
 })().then(done, e => done('failed: ' + e));
-"""
+""".replace("THEN", then)
+
+
+RUN_PAGE = when_ready("await app.commands.execute('notebook:run-all-cells'); return 'ran';")
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"  # not to be had without a network
 LOOK = f"const BADGE = {json.dumps(BADGE)};" + """
 const cells = window.jupyterapp.shell.currentWidget.content.widgets;

@@ -5,7 +5,7 @@ import time
 
 import nbformat
 import pytest
-from browser import MISSING, Lab
+from browser import MISSING, Lab, when_ready
 
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=MISSING),
@@ -19,20 +19,11 @@ cfg.trainer.steps, cfg.sampler.boards, cfg.sampler.plies, cfg.match.games = 400,
 cfg.reward.judge, cfg.minutes, cfg.name = "material", 0.6, "seen"
 outcome = run(cfg)
 """
-START = """
-const done = arguments[arguments.length - 1];
-(async () => {
-  while (!window.jupyterapp) await new Promise(r => setTimeout(r, 100));
-  const app = window.jupyterapp;
-  await app.restored;
-  while (!(app.shell.currentWidget && app.shell.currentWidget.context)) await new Promise(r => setTimeout(r, 100));
-  const page = app.shell.currentWidget;
-  await page.context.ready; await page.sessionContext.ready;
+START = when_ready("""
   window.ran = false;
   app.commands.execute('notebook:run-all-cells').then(() => { window.ran = true; });
   return 'started';
-})().then(done, e => done('failed: ' + e));
-"""
+""")
 SEEN = """
 const images = [...document.querySelectorAll('.jp-OutputArea-output img')];
 const text = [...document.querySelectorAll('.jp-OutputArea-output')].map(n => n.innerText).join('\\n');
