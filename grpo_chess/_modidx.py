@@ -2,8 +2,8 @@
 
 d = { 'settings': { 'branch': 'main',
                 'doc_baseurl': '/grpo_chess',
-                'doc_host': 'https://example.org',
-                'git_url': 'https://example.org/grpo_chess',
+                'doc_host': 'https://OWNER.github.io',
+                'git_url': 'https://github.com/OWNER/grpo_chess',
                 'lib_path': 'grpo_chess'},
   'syms': { 'grpo_chess.arena': { 'grpo_chess.arena.Arena': ('arena.html#arena', 'grpo_chess/arena.py'),
                                   'grpo_chess.arena.Arena.__init__': ('arena.html#arena.__init__', 'grpo_chess/arena.py'),
