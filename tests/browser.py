@@ -180,11 +180,15 @@ class Lab:
                 time.sleep(0.25)
         raise TimeoutError("JupyterLab did not start")
 
-    def run(self, path, seconds=600):
-        "Open a page (path below the top folder), run it from top to bottom; what is wrong to look at, by kind."
+    def begin(self, path):
+        "Open a page (path below the top folder) in place of the one before it, and begin to run it."
         self.close_page()
         said = self.browser.execute_async_script(RUN_PAGE, path)
         assert said == "started", said
+
+    def run(self, path, seconds=600):
+        "Open a page, run it from top to bottom; what is wrong to look at, by kind."
+        self.begin(path)
         until = time.monotonic() + seconds
         while not (said := self.browser.execute_script("return window.ran")):
             assert time.monotonic() < until, f"{path} did not end in {seconds} s"
