@@ -56,7 +56,8 @@ def test_the_folded_cell_fetches_the_repository_once_and_goes_to_the_page(tmp_pa
 
 def test_a_repository_that_cannot_be_fetched_is_said_in_a_line(tmp_path):
     cell = badges.source(TOP / "nbs/03_loss.ipynb").replace('"google.colab" in str(get_ipython())', "True")
-    said = in_ipython(cell.replace("/content", str(tmp_path)).replace("https://github.com", "file:///nowhere"), tmp_path)
+    cell = cell.replace("/content", str(tmp_path)).replace("https://github.com", "file:///nowhere")
+    said = in_ipython(cell, tmp_path)
     assert "ends in" not in said.stdout and "set user in settings.ini, then type: make export" in said.stdout
     assert "grpo_chess/.ci/colab" not in said.stdout + said.stderr and not [*tmp_path.iterdir()]
 
