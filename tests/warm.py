@@ -10,14 +10,12 @@ import runpy
 import subprocess
 import sys
 import tempfile
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent
 ENV = os.environ | {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}
-LIBRARIES = ["torch", "torch.distributed", "lightning_fabric", "matplotlib.figure", "IPython", "ipykernel.kernelapp",
-             "chess.pgn", "yaml"]
+LIBRARIES = ["torch", "torch.distributed", "lightning_fabric", "matplotlib.figure", "IPython", "chess.pgn",
+             "yaml"]
 PATH = [p for p in sys.path if p and Path(p).resolve() not in (TOP, TOP / "tests")]     # as an interpreter begins
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(LIBRARIES)
@@ -25,12 +23,14 @@ server.set_forkserver_preload(LIBRARIES)
 
 def _begin(argv, env, cwd, out, err):
     "Make the forked process what a new interpreter would be."
+    import matplotlib
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
     sys.argv[:] = argv
     sys.path[:] = [p for p in env.get("PYTHONPATH", "").split(":") if p] + PATH
     sys.modules.pop("warm", None)
+    if backend := env.get("MPLBACKEND"): matplotlib.rcParams["backend"] = backend       # else read when it is imported
     for name, stream, number in ((out, sys.stdout, 1), (err, sys.stderr, 2)):
         if name is None: continue
         stream.flush()
@@ -45,16 +45,6 @@ def _module(name, *args):
     sys.path.insert(0, os.getcwd())
     try: runpy.run_module(name, run_name="__main__", alter_sys=True)
     finally: atexit._run_exitfuncs()
-
-
-def _kernel(*args):
-    "What `python -m ipykernel_launcher` does."
-    import matplotlib
-    from ipykernel import kernelapp
-    os.setsid()                                  # what ends a kernel is sent to its group
-    _begin(*args)
-    matplotlib.rcParams["backend"] = os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    kernelapp.launch_new_instance()
 
 
 def _start(target, *args):
@@ -85,33 +75,3 @@ def command(module, *args, timeout=300, **where):
             raise subprocess.TimeoutExpired([module, *args], timeout)
         said = [Path(name, stream).read_text() for stream in ("out", "err")]
         return subprocess.CompletedProcess([module, *args], process.exitcode, *said)
-
-
-class Kernel:
-    "What jupyter_client asks of a process."
-    stdin = stdout = stderr = None
-
-    def __init__(self, command, env=None, cwd=None, **_):
-        argv = command[command.index("ipykernel_launcher"):]
-        env = {k: v for k, v in (env or os.environ).items() if k != "JPY_PARENT_PID"}  # another process is its parent
-        self.process = _start(_kernel, argv, env, str(cwd or os.getcwd()), None, None)
-        self.pid = self.process.pid
-        while self.process.is_alive() and os.getpgid(self.pid) != self.pid: time.sleep(.001)
-
-    @property
-    def returncode(self): return self.process.exitcode
-    def poll(self): return self.process.exitcode
-    def wait(self, timeout=None): self.process.join(timeout)
-    def send_signal(self, number): os.kill(self.pid, number)
-    def kill(self): self.process.kill()
-    def terminate(self): self.process.terminate()
-
-
-@contextmanager
-def kernels():
-    "Inside of this, Jupyter's kernels come from the server."
-    from jupyter_client.provisioning import local_provisioner
-    launch = local_provisioner.launch_kernel
-    local_provisioner.launch_kernel = Kernel
-    try: yield
-    finally: local_provisioner.launch_kernel = launch
