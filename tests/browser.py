@@ -144,6 +144,7 @@ class Lab:
             options.add_argument(f"--{arg}")
         self.browser = webdriver.Chrome(options=options, service=Service(DRIVER))
         self.browser.set_script_timeout(600)
+        self.browser.command_executor.client_config.timeout = 620  # a page may run longer than the two minutes it waits
         return self
 
     def __exit__(self, *_):
@@ -154,7 +155,7 @@ class Lab:
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def wait_for_server(self, seconds=60):
+    def wait_for_server(self, seconds=300):
         for _ in range(seconds * 4):
             try:
                 urllib.request.urlopen(f"{self.url}/api", timeout=5)
