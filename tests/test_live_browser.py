@@ -5,7 +5,7 @@ import time
 
 import nbformat
 import pytest
-from browser import MISSING, Lab, when_ready
+from browser import MISSING, Lab
 
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=MISSING),
@@ -19,11 +19,6 @@ cfg.trainer.steps, cfg.sampler.boards, cfg.sampler.plies, cfg.match.games = 400,
 cfg.reward.judge, cfg.minutes, cfg.name = "material", 0.6, "seen"
 outcome = run(cfg)
 """
-START = when_ready("""
-  window.ran = false;
-  app.commands.execute('notebook:run-all-cells').then(() => { window.ran = true; });
-  return 'started';
-""")
 SEEN = """
 const images = [...document.querySelectorAll('.jp-OutputArea-output img')];
 const text = [...document.querySelectorAll('.jp-OutputArea-output')].map(n => n.innerText).join('\\n');
@@ -43,9 +38,7 @@ def lab():
 
 
 def test_a_run_draws_its_panel_while_it_goes_on(lab):
-    lab.browser.get(f"{lab.url}/lab/tree/nbs/seen.ipynb?reset")
-    said = lab.browser.execute_async_script(START)
-    assert said == "started", said
+    lab.begin("nbs/seen.ipynb")
     during, bars, most, begun, now = [], set(), 0, time.monotonic(), {"ran": False}
     while not now["ran"] and time.monotonic() - begun < 180:
         now = lab.browser.execute_script(SEEN)
