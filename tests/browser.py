@@ -174,7 +174,7 @@ class Lab:
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def wait_for_server(self, seconds=60):
+    def wait_for_server(self, seconds=300):
         for _ in range(seconds * 4):
             try:
                 urllib.request.urlopen(f"{self.url}/api", timeout=5)
