@@ -34,6 +34,7 @@ docs: .venv/.ready
 	$(PY) .ci/site.py _docs
 
 export: .venv/.ready
+	$(PY) .ci/badges.py
 	for f in nbs/*.ipynb nbs/*/*.ipynb; do .venv/bin/nbdev_clean --fname $$f; done
 	$(PY) .ci/clean.py nbs/*.ipynb nbs/*/*.ipynb
 	.venv/bin/nbdev_export

@@ -24,6 +24,9 @@ extras = {name: words(f"{name}_requirements") for name in ("wandb", "notebooks",
 extras["dev"] = words("dev_requirements") + [package for needed in extras.values() for package in needed]
 extras["ray"] = words("ray_requirements")  # large, and for few: not part of dev
 
+# No address is better than one that leads nowhere.
+urls = {} if values["user"] == "OWNER" else {"Source": values["git_url"], "Issues": f"{values['git_url']}/issues"}
+
 setup(
     name=values["lib_name"],
     version=values["version"],
@@ -33,6 +36,7 @@ setup(
     license="GPL-3.0-or-later",
     license_files=["LICENSE"],
     author=values["author"],
+    project_urls=urls,
     keywords=values["keywords"],
     classifiers=[
         "Development Status :: 4 - Beta",

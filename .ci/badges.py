@@ -1,5 +1,5 @@
 """A badge that opens the page on Colab, and a folded cell that makes it run there, on every lesson and finding.
-Owner, name and branch of the repository stand in settings.ini: change them there, run this, and `make export`.
+Owner, name and branch of the repository stand in settings.ini and nowhere else: `make export` brings them here.
 `python .ci/badges.py --check` only compares."""
 
 import sys
@@ -32,8 +32,12 @@ def source(path):
     s, folder = settings(), path.parent.relative_to(TOP).as_posix()
     return f"""# Colab: fetch the repository and install what this page needs; elsewhere this does nothing
 if "google.colab" in str(get_ipython()):
+    import os
     %cd -q /content
     ![ -e {s["repo"]} ] || git clone -q --depth 1 -b {s["branch"]} https://github.com/{s["user"]}/{s["repo"]}
+    if not os.path.exists("{s["repo"]}"):
+        raise SystemExit("github.com/{s["user"]}/{s["repo"]} cannot be fetched. In a copy of your own, "
+                         "set user in settings.ini, then type: make export")
     !bash {s["repo"]}/.ci/colab
     %cd -q {s["repo"]}/{folder}"""
 

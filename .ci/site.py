@@ -15,7 +15,7 @@ TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP))
 MATHJAX = Path(sys.prefix) / "share/mathjax/tex-svg.js"
 SOURCE = TOP / "_proc/site"
-KEPT = (".md", ".png", ".svg", ".yaml", ".csv", ".py", ".json", ".jsonl")
+KEPT = (".md", ".png", ".svg", ".yaml", ".csv", ".py", ".json", ".jsonl", ".sh", ".ini")
 CONF = """project, author, language = "grpo_chess", "The grpo_chess authors", "en"
 extensions, html_theme = ["myst_nb"], "furo"
 html_title, html_static_path, html_copy_source = "grpo_chess", ["_static"], False
@@ -26,15 +26,17 @@ html_css_files = ["site.css"]
 pygments_dark_style = "monokai"
 suppress_warnings = ["misc.highlighting_failure", "mystnb.unknown_mime_type", "myst.header"]
 """
-# A figure is drawn on white, and a wide table scrolls by itself instead of widening the page.
+# A figure is drawn on white, a wide table scrolls by itself instead of widening the page, and the pictures of the first
+# page's table keep a size at which they can be read.
 CSS = """
 div.cell_output img { background: #fff; border-radius: 4px; max-width: 100%; }
+article td img { max-width: none; width: min(280px, 40vw) !important; background: #fff; }
 article table { display: block; overflow-x: auto; width: max-content; max-width: 100%; }
 div.cell_output pre, div.cell_input pre { overflow-x: auto; }
 mjx-container { overflow-x: auto; overflow-y: hidden; max-width: 100%; }
 dl dt { margin-top: .6em; }
 """
-PARTS = ("nbs", "research_docs", "benchmarks")
+PARTS = ("nbs", "research_docs", "benchmarks", "examples")
 
 
 def tracked():
@@ -132,7 +134,7 @@ def glossary():
              "[The panel](nbs/07_panel.ipynb) says which five to look at first."]
     for name, (meaning, *_) in METRICS.items():
         others = ", ".join(f"`{other}`" for other in names_of(name)[1:])
-        told = meaning[0].upper() + meaning[1:] + "."
+        told = (meaning if meaning.startswith("e^") else meaning[0].upper() + meaning[1:]) + "."
         parts.append(f"`{name}`\n: {told}" + (f" Elsewhere: {others}." if others else ""))
     return "\n\n".join(parts) + "\n"
 
@@ -157,6 +159,14 @@ def index(pages):
                         toctree("Documents", rest)])
 
 
+def kept(inside):
+    "Is a file of the repository part of the site, as a page or as what pages lead to?"
+    if len(inside.parts) == 1:
+        return inside.suffix in (".md", ".ini")
+    quoted = inside.suffix in (".ipynb", ".md") and inside.parts[:2] == ("nbs", "data")     # text that a page shows
+    return inside.parts[0] in PARTS and inside.suffix in (".ipynb", *KEPT) and not quoted
+
+
 def write_sources():
     "All that Sphinx reads, in a folder with the repository's own layout, so that links keep their meaning."
     shutil.rmtree(SOURCE, ignore_errors=True)
@@ -164,14 +174,10 @@ def write_sources():
     for path in tracked():
         inside = path.relative_to(TOP)
         to, page = SOURCE / inside, path.suffix in (".ipynb", ".md")
-        above = len(inside.parts) == 1 and path.suffix == ".md"
-        if inside == Path("nbs/index.ipynb") or not above and inside.parts[0] not in PARTS:
+        if inside == Path("nbs/index.ipynb") or not kept(inside):
             continue
-        if page and inside.parts[:2] == ("nbs", "data"):        # what pages quote
-            continue
-        if page or path.suffix in KEPT:
-            to.parent.mkdir(parents=True, exist_ok=True)
-            write_page(path, to) if page else shutil.copy(path, to)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        write_page(path, to) if page else shutil.copy(path, to)
         if page and inside != Path("README.md"):
             pages.append(str(inside.with_suffix("")))
     (SOURCE / "api").mkdir()

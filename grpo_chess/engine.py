@@ -27,7 +27,8 @@ import numpy as np
 from .board import PositionError, parse_fen
 from grpo_chess.uci import (
     CP_MAX, MATE, STARTUP, EngineError, EngineFault, EngineProcess, can_be_played, engine_name,     # noqa: F401
-    find_engine, forget_in_child, greet, is_mate, last_score, move_scores, score_code, score_text, setting,     # noqa: F401
+    find_engine, forget_in_child, give_way, greet, is_mate, last_score, move_scores, score_code,     # noqa: F401
+    score_text, setting,
 )
 
 _all_ = ["CP_MAX", "MATE", "EngineError", "engine_name", "find_engine", "is_mate", "move_scores", "score_code",
@@ -251,6 +252,7 @@ class _Answers(_Queue):
 class Desk(_Answers):
     "The queue between callers and worker threads. Where the engines are, and how they are reached, is a kind of desk."
     name = ""       # what the engines call themselves
+    yields = False  # do the engines give way to the process that asks?
     def __init__(self, cfg:EngineConfig, processes:int):
         self.cfg = cfg
         super().__init__(processes)
@@ -301,6 +303,7 @@ class _Seat:
             self.desk.engines.add(self.engine)
             if self.desk.closed: self.engine.proc.kill()
         greet(self.engine, STARTUP)
+        if self.desk.yields: give_way(self.engine.proc)
         return self.engine
 
     def dismiss(self):
@@ -368,20 +371,20 @@ def judge_name(
 
 class _Pool:
     "Engines behind a desk, and a way to put a job on it."
-    def __init__(self,
-        cfg:EngineConfig|None=None,     # how the engines are run, and where
+    def __init__(self, cfg:EngineConfig|None=None,      # how the engines are run, and where
+        yields:bool=False,              # do they give way to this process? never where a search is limited by time
     ):
         self.cfg = cfg or EngineConfig()
         self._desk:Desk = LocalDesk(self.cfg) if self.cfg.where == "local" else _elsewhere().open_desk(self.cfg)
-        self.processes = self._desk.processes
+        self.processes, self._desk.yields = self._desk.processes, yields
         self._halt = weakref.finalize(self, self._desk.stop)        # when the pool is dropped, and at exit
 
     def close(self)->None:
         "End all engines; questions that are still open fail."
         self._halt.detach()
         self._desk.stop()
-        error = EngineError("this EnginePool was closed before the answer came")
-        for job in list(self._desk.active): self._desk.fail(job, error)
+        closed = EngineError("this EnginePool was closed before the answer came")
+        for job in list(self._desk.active): self._desk.fail(job, closed)
         for t in self._desk.threads:
             if t is not threading.current_thread(): t.join()
     def __enter__(self): return self

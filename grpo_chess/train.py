@@ -466,7 +466,7 @@ def run(
             if resume and folder: stack.enter_context(locked(folder))
             known = identity(cfg, fabric, own)
             if resume: known = check_identity(Path(resume), known)
-            pool = stack.enter_context(EnginePool(engine_share(cfg))) if needs_engine(cfg, own) else None
+            pool = stack.enter_context(EnginePool(engine_share(cfg), yields=True)) if needs_engine(cfg, own) else None
             start = initial_model(cfg, model, resume)
             old = copy.deepcopy(start)
             trainer = make_trainer(cfg, fabric, start, pool, own)

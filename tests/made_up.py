@@ -1,12 +1,11 @@
 "Labels without an engine, for the tests of everything that reads them."
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import chess
 import numpy as np
+import warm
 
 from grpo_chess.board import action_to_move, legal_actions, tokens
 from grpo_chess.labels import ACTION_SPACE, make_labels, write_manifest, write_shard
@@ -19,9 +18,7 @@ def same(a, b):
     "Whether two sets of labels are equal, but for their probabilities."
     return all(np.array_equal(getattr(a, f), getattr(b, f)) for f in FIELDS)
 
-def cli(*argv, **kw):
-    return subprocess.run([sys.executable, "-m", "grpo_chess.pretrain", *map(str, argv)], env=ENV, capture_output=True,
-                          text=True, timeout=300, **kw)
+def cli(*argv, **where): return warm.command("grpo_chess.pretrain", *argv, env=ENV, **where)
 
 def played(n, seed=0, plies=80):
     "Boards reached by random play, none finished."

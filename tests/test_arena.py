@@ -1,15 +1,13 @@
 import dataclasses
 import inspect
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import chess
 import chess.pgn
 import pytest
 import torch
+import warm
 from games import HEAD, MATE1, MATE2, fake_engine, match
 
 from grpo_chess.arena import PRESETS, Arena, ArenaConfig, for_json, main, parse, protocol_of, run
@@ -64,9 +62,7 @@ def test_help_explains_every_setting(capsys):
 # The command as a user meets it
 
 def command(*args, **env):
-    return subprocess.run(
-        [sys.executable, "-m", "grpo_chess.arena", *map(str, args)], capture_output=True, text=True, timeout=300,
-        env=os.environ | dict(PYTHONPATH=str(TOP), OMP_NUM_THREADS="1") | env)
+    return warm.command("grpo_chess.arena", *args, env=warm.ENV | env)
 
 @pytest.fixture
 def net(tmp_path):

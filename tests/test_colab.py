@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import io
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import warm
 
 from grpo_chess.config import preset
 from grpo_chess.front import begin_or_resume
@@ -20,6 +20,7 @@ from grpo_chess.panel import read_metrics
 from grpo_chess.settings import ConfigError
 
 TOP = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("quick_pictures")
 spec = importlib.util.spec_from_file_location("badges", TOP / ".ci/badges.py")
 badges = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(badges)
@@ -51,6 +52,14 @@ def test_the_folded_cell_fetches_the_repository_once_and_goes_to_the_page(tmp_pa
     said = in_ipython(cell, tmp_path)
     assert f"ends in {content}/{name}/nbs/findings" in said.stdout, said.stdout + said.stderr
     assert (content / "log").read_text() == "installed\n" * 2
+
+
+def test_a_repository_that_cannot_be_fetched_is_said_in_a_line(tmp_path):
+    cell = badges.source(TOP / "nbs/03_loss.ipynb").replace('"google.colab" in str(get_ipython())', "True")
+    cell = cell.replace("/content", str(tmp_path)).replace("https://github.com", "file:///nowhere")
+    said = in_ipython(cell, tmp_path)
+    assert "ends in" not in said.stdout and "set user in settings.ini, then type: make export" in said.stdout
+    assert "grpo_chess/.ci/colab" not in said.stdout + said.stderr and not [*tmp_path.iterdir()]
 
 
 def test_the_folded_cell_does_nothing_elsewhere(tmp_path):
@@ -130,11 +139,23 @@ print("PAGE DONE", shell.user_ns["result"].why)
 '''
 
 
-def on_colab(content, secret="none", changes="{}", **kw):
+def begin_on_colab(content, changes="{}"):
+    "A process that runs the page, and where it writes what it says."
     content.mkdir(exist_ok=True)
-    env = os.environ | dict(PYTHONPATH=str(TOP), MPLBACKEND="Agg", OMP_NUM_THREADS="1")
-    command = [sys.executable, "-c", STAND_IN, str(content), str(TOP / "nbs/colab.ipynb"), secret, changes]
-    return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kw)
+    folder = content.parent / f"session{len([*content.parent.glob('session*')])}"
+    folder.mkdir()
+    (folder / "stand_in.py").write_text(STAND_IN)
+    env = warm.ENV | dict(PYTHONPATH=f"{TOP}:{folder}", MPLBACKEND="Agg")
+    args = content, TOP / "nbs/colab.ipynb", "none", changes
+    return warm.begin("stand_in", *args, folder=folder, env=env), folder
+
+
+def on_colab(content, changes="{}"):
+    "What the page said, to its end."
+    process, folder = begin_on_colab(content, changes)
+    process.join(500)
+    assert process.exitcode is not None, "the page did not end"
+    return [(folder / stream).read_text() for stream in ("out", "err")]
 
 
 def rows_of(content):
@@ -146,7 +167,7 @@ def rows_of(content):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     content = tmp_path_factory.mktemp("colab") / "content"
-    out, err = on_colab(content).communicate(timeout=500)
+    out, err = on_colab(content)
     assert "PAGE DONE All 8 steps were done." in out, out + err
     assert "widgets enabled" in out and "no GPU; the run first has the preset tiny" in out
     return rows_of(content)
@@ -154,14 +175,14 @@ def unbroken(tmp_path_factory):
 
 def test_a_session_that_is_killed_goes_on_when_all_cells_run_again(tmp_path, unbroken):
     content = tmp_path / "content"
-    session = on_colab(content, changes='{"trainer.checkpoint_every": 2}')
+    session, _ = begin_on_colab(content, changes='{"trainer.checkpoint_every": 2}')
     until = time.monotonic() + 300
-    while len(rows_of(content)) < 5 and session.poll() is None and time.monotonic() < until:
+    while len(rows_of(content)) < 5 and session.is_alive() and time.monotonic() < until:
         time.sleep(0.02)
     session.kill()
-    session.wait()
+    session.join()
     assert 5 <= len(rows_of(content)) < 8, "it was not killed in the middle"
-    out, err = on_colab(content, changes='{"trainer.checkpoint_every": 2}').communicate(timeout=500)
+    out, err = on_colab(content, changes='{"trainer.checkpoint_every": 2}')
     assert "PAGE DONE All 8 steps were done." in out, out + err
     assert rows_of(content) == unbroken
     drive = content / "drive/MyDrive/grpo_chess/runs/first"
@@ -175,11 +196,11 @@ def test_a_drive_that_vanished_costs_one_line_and_nothing_else(tmp_path, unbroke
         "def save(*args):\n    calls.append(1)\n    if len(calls) < 3: return real(*args)\n"
         "    raise OSError(107, 'Transport endpoint is not connected')\ntrain.save_checkpoint = save\n")
     gone = 'exec(open("%s").read()) or {"trainer.checkpoint_every": 2}' % (tmp_path / "sitecustomize.py")
-    out, err = on_colab(content, changes=f"({gone})").communicate(timeout=500)
+    out, err = on_colab(content, changes=f"({gone})")
     said = " ".join((out + err).split())
     assert "cannot be reached (Transport endpoint is not connected). Nothing that was saved is lost: run all" in said
     assert "PAGE DONE" not in out and "Traceback" not in said and len(rows_of(content)) >= 4
-    out, err = on_colab(content, changes='{"trainer.checkpoint_every": 2}').communicate(timeout=500)
+    out, err = on_colab(content, changes='{"trainer.checkpoint_every": 2}')
     assert "PAGE DONE" in out and rows_of(content) == unbroken
 
 

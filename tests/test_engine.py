@@ -703,3 +703,15 @@ def test_forks_while_threads_ask_and_engines_start(truth):
         stop.set()
         for t in threads: t.join(30)
         assert wrong == [] and pool.restarts == 0
+
+
+def test_engines_give_way_where_they_are_told_to_and_nowhere_else():
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    for yields in (False, True):
+        with EnginePool(EngineConfig(processes=1), yields=yields) as pool:
+            pool.evaluate([START])
+            assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in pool.pids()] == [min(19, own + 10*yields)]
+            assert [os.getsid(pid) for pid in pool.pids()] == [os.getsid(0)]       # Linux weighs sessions alike
+            os.kill(*pool.pids(), signal.SIGKILL)                                  # and so does the next one
+            pool.evaluate([START])
+            assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in pool.pids()] == [min(19, own + 10*yields)]

@@ -19,20 +19,6 @@ cfg.trainer.steps, cfg.sampler.boards, cfg.sampler.plies, cfg.match.games = 400,
 cfg.reward.judge, cfg.minutes, cfg.name = "material", 0.6, "seen"
 outcome = run(cfg)
 """
-START = """
-const done = arguments[arguments.length - 1];
-(async () => {
-  while (!window.jupyterapp) await new Promise(r => setTimeout(r, 100));
-  const app = window.jupyterapp;
-  await app.restored;
-  while (!(app.shell.currentWidget && app.shell.currentWidget.context)) await new Promise(r => setTimeout(r, 100));
-  const page = app.shell.currentWidget;
-  await page.context.ready; await page.sessionContext.ready;
-  window.ran = false;
-  app.commands.execute('notebook:run-all-cells').then(() => { window.ran = true; });
-  return 'started';
-})().then(done, e => done('failed: ' + e));
-"""
 SEEN = """
 const images = [...document.querySelectorAll('.jp-OutputArea-output img')];
 const text = [...document.querySelectorAll('.jp-OutputArea-output')].map(n => n.innerText).join('\\n');
@@ -52,9 +38,7 @@ def lab():
 
 
 def test_a_run_draws_its_panel_while_it_goes_on(lab):
-    lab.browser.get(f"{lab.url}/lab/tree/nbs/seen.ipynb?reset")
-    said = lab.browser.execute_async_script(START)
-    assert said == "started", said
+    lab.begin("nbs/seen.ipynb")
     during, bars, most, begun, now = [], set(), 0, time.monotonic(), {"ran": False}
     while not now["ran"] and time.monotonic() - begun < 180:
         now = lab.browser.execute_script(SEEN)

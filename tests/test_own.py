@@ -25,6 +25,8 @@ from grpo_chess.reward import Judge, RewardConfig, material, win_probability
 from grpo_chess.settings import ConfigError
 from grpo_chess.train import RunError
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 MATE_IN_ONE = "6k1/5ppp/8/8/8/8/8/R5K1 w - - 0 1"
 
 class Table(nn.Module):

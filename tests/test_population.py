@@ -48,7 +48,8 @@ def test_a_population_plays_whole_games_and_goes_on_where_it_ended(make, tmp_pat
     first = make(2)
     games = [g for text in first.values() for g in read(text)]
     assert list(first) == ["0000.pgn"] and len(games) == 2
-    assert all(not g.errors and g.end().board().ply() > 2 for g in games)
+    ends = [(not g.errors, g.end().board()) for g in games]
+    assert all(sound and (b.is_game_over(claim_draw=True) or len(b.move_stack) >= 240) for sound, b in ends)
     assert all("random" in g.headers["White"] and "random" in g.headers["Black"] for g in games)
     assert games[0].headers["White"] == games[1].headers["Black"]
     (tmp_path / "0000.pgn").write_text(first["0000.pgn"] + "\n")  # made already: it is not made again
@@ -76,16 +77,19 @@ def test_elo_over_the_start_is_the_mean_over_opponents():
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says():
-    "Pairs of games with a known mean, a hundred times."
+    "Pairs of games with a known mean, a hundred times; intervals that hold it because they are too wide fail too."
     opponents = experiment("opponents")
     rng, p, q = np.random.default_rng(1), 0.3, 0.5
     truth = opponents.elo(np.float64(q)) - opponents.elo(np.float64(p))
-    held = 0
+    held, widths = 0, []
     for k in range(100):
         ours, start = ({"a": rng.binomial(2, x, 100) / 2} for x in (q, p))
         gain, low, high = opponents.difference(ours, start, seed=k, n=200)
         held += low <= truth <= high
+        widths.append(high - low)
     assert held >= 87, f"{held} of 100 intervals of 95 % hold the truth"
+    deviation = 400 / np.log(10) * sum(1 / (200 * x * (1 - x)) for x in (p, q)) ** 0.5  # of 200 games a side, in Elo
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * deviation, rel=0.15), "and are not wider than they need be"
 
 
 def test_what_is_stored_of_weights_has_no_folder_of_a_machine_and_the_start_is_compared_with_itself(monkeypatch):
@@ -97,4 +101,4 @@ def test_what_is_stored_of_weights_has_no_folder_of_a_machine_and_the_start_is_c
     start, better = opponents.regrets(["imitator", "tiny"])
     assert (start["change"], start["half"], start["positions"]) == (0, 0, 60)
     assert better["change"] == pytest.approx(better["greedy"] - start["greedy"], abs=2e-5) and better["half"] > 0
-    assert better["sampled"] < start["sampled"]
+    assert better["sampled"] < start["sampled"] and all(r["greedy"] < r["sampled"] for r in (start, better))

@@ -18,6 +18,8 @@ from grpo_chess.tracking import (
 from runs import MATCH, TINY
 from small import make
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 wandb = pytest.importorskip("wandb", reason="W&B's package is not installed")
 SWEEPS = sorted((Path(__file__).resolve().parent.parent / "research_docs/sweeps").glob("*.yaml"))
 

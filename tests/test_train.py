@@ -15,7 +15,7 @@ import chess.pgn
 import pytest
 import torch
 import yaml
-from runs import ENV, MATCH, TINY, command, long, start, untimed
+from runs import ENV, MATCH, TINY, command, long, ranks, start, untimed
 from safetensors.torch import load_file
 
 from grpo_chess import train
@@ -26,6 +26,8 @@ from grpo_chess.model import MODELS, ChessTransformer, save_model
 from grpo_chess.panel import METRICS, read_metrics
 from grpo_chess.settings import ConfigError
 from grpo_chess.train import NotFinite, Trainer, main, run
+
+pytestmark = pytest.mark.usefixtures("quick_pictures")
 
 # Bad input: one clear line, exit 2, no traceback
 
@@ -97,9 +99,10 @@ def test_bad_input_is_one_clear_line(case, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["taken"], "a run folder was left behind"
 
 def test_bad_input_has_an_exit_status_and_no_traceback(tmp_path):
-    out = command("--sampler.grup", 8, "--out", tmp_path)
-    assert out.returncode == 2 and out.stderr.strip().splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in out.stderr
+    process = start("--sampler.grup", 8, "--out", tmp_path)
+    err = process.communicate(timeout=300)[1]
+    assert process.returncode == 2 and err.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in err
 
 def test_the_command_ends_its_process_group(tmp_path, capsys):
     "Left to the interpreter's exit, a process of torchrun aborts now and then; also after an error."
@@ -224,15 +227,16 @@ def torchrun(*args):
 
 def test_two_processes_that_cannot_start_say_so_and_end(tmp_path):
     (tmp_path/"taken").mkdir()
-    for args, says in ((["--sampler.boards", "3"], "cannot be shared by 2 processes"), (["--name", "taken"], "exists")):
-        out = torchrun(*TINY, *args, "--out", tmp_path)
-        assert out.returncode != 0 and "error: " in out.stderr and says in out.stderr, out.stderr
-        assert "grpo_chess/train.py" not in out.stderr
+    taken = torchrun(*TINY, "--name", "taken", "--out", tmp_path)
+    odd = ranks(2, *TINY, "--sampler.boards", "3", "--out", tmp_path, folder=tmp_path)
+    assert taken.returncode == 1 and odd.returncode == [2, 2]
+    for said, says in ((taken.stderr, "exists"), (odd.stderr, "cannot be shared by 2 processes")):
+        assert "error: " in said and says in said and "grpo_chess/train.py" not in said, said
 
 def test_the_second_process_does_not_wait_for_the_matches(tmp_path):
     "The first one plays alone, and the run ends well."
-    out = torchrun(*TINY, *MATCH, "--out", tmp_path, "--name", "two")
-    assert out.returncode == 0, out.stderr
+    out = ranks(2, *TINY, *MATCH, "--out", tmp_path, "--name", "two", folder=tmp_path)
+    assert out.returncode == [0, 0], out.stderr
     assert out.stdout.count("## New against old") == 1 and len(read_metrics(tmp_path/"two/metrics.jsonl")) == 4
 
 # Resuming
@@ -554,6 +558,7 @@ def test_time_limit_stops_and_says_so(tmp_path, capsys):
     assert main([*long(), "--out", str(tmp_path), "--name", "t", "--minutes", "0.02"]) == 0
     assert "time limit" in capsys.readouterr().out
 
+@pytest.mark.draws
 def test_a_run_that_its_guard_aborts_reports_and_says_why(tmp_path, capsys):
     guard = ["--guard.entropy_floor", "5", "--guard.floor_action", "abort", "--guard.floor_patience", "3"]
     match = [*MATCH, "--match.games", "2", "--match.max_plies", "4"]
@@ -569,6 +574,7 @@ def test_a_run_that_its_guard_aborts_reports_and_says_why(tmp_path, capsys):
     assert main(["--resume", str(tmp_path/"g"), "--match.games", "0"]) == 0     # with the guard's patience anew
     assert len(read_metrics(tmp_path/"g/metrics.jsonl")) == 4
 
+@pytest.mark.draws
 def test_the_report_tells_what_the_guards_did(tmp_path):
     guard = ["--loss.entropy_coef", "0.1", "--guard.entropy_floor", "5", "--guard.floor_patience", "1",
              "--guard.stop_kl", "1e-9", "--trainer.epochs", "2"]
@@ -603,11 +609,13 @@ def test_a_run_that_fails_reports_how_far_it_came(error, finished, tmp_path, mon
     assert main(["--resume", str(tmp_path/"f"), "--match.games", "0"]) == 0
     assert untimed(tmp_path/"f/metrics.jsonl") == untimed(finished[0]/"metrics.jsonl")
 
+@pytest.mark.draws
 def test_a_bug_of_ours_reports_too_and_keeps_its_traceback(tmp_path, monkeypatch):
     failing(monkeypatch, ZeroDivisionError("oops"), at=1)
     with pytest.raises(ZeroDivisionError): main([*TINY, "--out", str(tmp_path), "--name", "f"])
     assert "Failed after 1 of 4 steps: oops" in (tmp_path/"f/report.md").read_text()
 
+@pytest.mark.draws
 def test_weights_that_play_no_numbers_are_kept_nowhere(tmp_path, monkeypatch, capsys):
     "Neither as the newest checkpoint nor as what the run ends with; the last good checkpoint stands."
     class Broken(Trainer):
@@ -643,6 +651,7 @@ def test_wandb_works_offline_without_a_login_and_goes_on_with_the_same_run(tmp_p
 def test_run_needs_settings_or_a_run():
     with pytest.raises(ConfigError, match="preset"): run()
 
+@pytest.mark.draws
 def test_a_run_shows_its_report_and_can_be_resumed_from_python(tmp_path):
     cfg, _ = parse([*TINY, "--trainer.steps", "2", "--out", str(tmp_path), "--name", "p"])
     first = run(cfg, quiet=True)

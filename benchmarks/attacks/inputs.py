@@ -46,79 +46,128 @@ def mutate(data, rng):
     return bytes(data)
 
 
-def readers(folder):
-    "Name -> example, what reads it, and the errors of one line that it may raise."
-    from safetensors.torch import save
+def file(path, reader):
+    "What reads data by way of a file of this name."
+    def read(data):
+        path.write_bytes(data)
+        return reader(path)
 
-    from grpo_chess.board import PositionError, parse_fen
-    from grpo_chess.config import Config
+    return read
+
+
+def text(reader):
+    "What reads data as text."
+    return lambda data: reader(data.decode("utf-8", "replace"))
+
+
+def converted(path, form="pgn"):
+    "The labels that `convert` makes of a file of games."
     from grpo_chess.convert import READERS, ConvertConfig, as_labels, good_rows
-    from grpo_chess.engine import PositionError as Position
-    from grpo_chess.engine import Job, _read_best, _read_moves, _read_score, _strict
-    from grpo_chess.files import FileError, open_json, trim_log
-    from grpo_chess.labels import LabelError, read_manifest, read_shard
-    from grpo_chess.measures import read_labels, read_puzzles
-    from grpo_chess.model import MODELS, WEIGHTS, ChessTransformer, WeightsError, load_model
-    from grpo_chess.players import ArenaError, read_name, read_openings
+
+    cfg = ConvertConfig(files=str(path), form=form, tolerate=1.)
+    found = list(good_rows(READERS[form](path, cfg), 1., []))
+    return as_labels(found) if found else None
+
+
+def chess_readers(folder):
+    "Positions, openings and games as text."
+    from grpo_chess.board import PositionError, parse_fen
+    from grpo_chess.labels import LabelError
+    from grpo_chess.players import read_openings
     from grpo_chess.positions import read_positions
+
+    fen, pgn = FEN.encode(), PGN.encode()
+    return dict(
+        fen=(fen, text(parse_fen), PositionError),
+        fens=(fen + b"\n", file(folder / "a.fen", read_positions), PositionError),
+        epd=(fen[:-4] + b' bm Nd5; hmvc 7; id "one";\n', file(folder / "a.epd", read_positions), PositionError),
+        pgn=(pgn, file(folder / "a.pgn", read_positions), PositionError),
+        openings=(b"1. e4 e5 2. Nf3 Nc6\nd2d4 d7d5\n", file(folder / "a.txt", read_openings), PositionError),
+        convert=(pgn, file(folder / "b.pgn", converted), LabelError))
+
+
+def settings_readers(folder):
+    "Configurations, command lines and names of players."
+    from grpo_chess.config import Config
+    from grpo_chess.players import ArenaError, read_name
     from grpo_chess.settings import ConfigError, known_keys, parse_settings, read_yaml
-    from grpo_chess.uci import EngineError, EngineFault
 
-    def file(name, reader):
-        def read(data):
-            (folder / name).write_bytes(data)
-            return reader(folder / name)
-
-        return read
-
-    def converted(path, form="pgn"):
-        cfg = ConvertConfig(files=str(path), form=form, tolerate=1.)
-        found = list(good_rows(READERS[form](path, cfg), 1., []))
-        return as_labels(found) if found else None
-
-    def engine(read):
-        def answer(data):
-            job = Job([FEN.replace(" b ", " w ")], "depth 1", _strict(read), list, {})
-            return job.understand(0, 1, b"\n" + data)
-
-        return answer
-
-    def command(data):
-        words = data.decode("utf-8", "replace").split(" ")
+    def command(line):
+        words = line.split(" ")
         if {"-h", "--help", "--print_config"} & {w.partition("=")[0] for w in words}:
             return None
         return quiet(lambda: parse_settings(Config, words, "train"))
 
-    pgn, label = PGN.encode(), json.dumps(dict(fen="7k/8/8/8/8/8/r7/7K w - - 0 1", moves=dict(h1g1=-900))).encode()
-    puzzle = b"8,r6k/pp2r2p/4Rp1Q/3p4/8/1N1P2R1/PqP2bPP/7K b - - 0 24,f2g3 e6e7 b2b1 b3c1 b1c1 h6c1,1913,75,94\n"
-    small = save(ChessTransformer(dataclasses.replace(MODELS["tiny"], width=8, layers=1, heads=1)).state_dict(),
-                 dict(config=json.dumps(dict(width=8, layers=1, heads=1, ffn_ratio=2., dropout=0.))))
     known = known_keys(Config)
     yaml_text = b"seed: 3\nsampler: {boards: 4, plies: 8}\nloss:\n  entropy_coef: 0.1\nname: x\n"
+    words = b"--sampler.boards 4 --loss.scale rms --minutes=3 --name x"
+    return dict(
+        yaml=(yaml_text, file(folder / "a.yaml", lambda p: read_yaml(p, known)), ConfigError),
+        command=(words, text(command), (ConfigError, SystemExit)),
+        player=(b"stockfish:skill=2,depth=3", text(read_name), ArenaError))
+
+
+def line_readers(folder):
+    "Files of one record a line: labels, logs, puzzles."
+    from grpo_chess.files import FileError, open_json, trim_log
+    from grpo_chess.measures import read_labels, read_puzzles
+    from grpo_chess.players import ArenaError
+
+    label = json.dumps(dict(fen="7k/8/8/8/8/8/r7/7K w - - 0 1", moves=dict(h1g1=-900))).encode()
+    rows = b'{"step": 0, "loss": 0.5, "crc": "00000000"}\n{"step": 1}\n'
+    puzzle = b"8,r6k/pp2r2p/4Rp1Q/3p4/8/1N1P2R1/PqP2bPP/7K b - - 0 24,f2g3 e6e7 b2b1 b3c1 b1c1 h6c1,1913,75,94\n"
+    return dict(
+        labels=(label * 2, file(folder / "a.jsonl", read_labels), ArenaError),
+        metrics=(rows, file(folder / "m.jsonl", lambda p: trim_log(p, 2, 2)), FileError),
+        puzzles=(puzzle, file(folder / "a.csv", read_puzzles), ArenaError),
+        json=(b'{"engine": "x", "own": []}', open_json, (ValueError, RecursionError)))
+
+
+def engine_readers():
+    "What an engine says: a score, the best moves, the move it plays."
+    from grpo_chess.engine import Job, PositionError, _read_best, _read_moves, _read_score, _strict
+    from grpo_chess.uci import EngineError, EngineFault
+
+    def answer(read):
+        def understand(data):
+            job = Job([FEN.replace(" b ", " w ")], "depth 1", _strict(read), list, {})
+            return job.understand(0, 1, b"\n" + data)
+
+        return ENGINE, understand, (EngineFault, EngineError, PositionError)
+
+    return dict(score=answer(_read_score), moves=answer(_read_moves), best=answer(_read_best))
+
+
+def weights_readers(folder):
+    "Weights: a network as small as can be, and the beginning of the package's."
+    from safetensors.torch import save
+
+    from grpo_chess.model import MODELS, WEIGHTS, ChessTransformer, WeightsError, load_model
+
+    small = dict(width=8, layers=1, heads=1)
+    state = ChessTransformer(dataclasses.replace(MODELS["tiny"], **small)).state_dict()
+    saved = save(state, dict(config=json.dumps(dict(small, ffn_ratio=2., dropout=0.))))
+    shipped = (WEIGHTS / "tiny.safetensors").read_bytes()[:60_000]
+    return dict(
+        safetensors=(saved, file(folder / "a.safetensors", load_model), WeightsError),
+        shipped=(shipped, file(folder / "b.safetensors", load_model), WeightsError))
+
+
+def label_readers(folder):
+    "A set of labels and other people's games, as Parquet."
+    from grpo_chess.labels import LabelError, read_manifest, read_shard
+
     shard, manifest, foreign = examples(folder)
     return dict(
-        fen=(FEN.encode(), lambda d: parse_fen(d.decode("utf-8", "replace")), PositionError),
-        fens=(FEN.encode() + b"\n", file("a.fen", read_positions), PositionError),
-        epd=(FEN.encode()[:-4] + b' bm Nd5; hmvc 7; id "one";\n', file("a.epd", read_positions), PositionError),
-        pgn=(pgn, file("a.pgn", read_positions), PositionError),
-        openings=(b"1. e4 e5 2. Nf3 Nc6\nd2d4 d7d5\n", file("a.txt", read_openings), PositionError),
-        convert=(pgn, file("b.pgn", converted), LabelError),
-        yaml=(yaml_text, file("a.yaml", lambda p: read_yaml(p, known)), ConfigError),
-        command=(b"--sampler.boards 4 --loss.scale rms --minutes=3 --name x", command, (ConfigError, SystemExit)),
-        labels=(label * 2, file("a.jsonl", read_labels), ArenaError),
-        metrics=(b'{"step": 0, "loss": 0.5, "crc": "00000000"}\n{"step": 1}\n',
-                 file("m.jsonl", lambda p: trim_log(p, 2, 2)), FileError),
-        puzzles=(puzzle, file("a.csv", read_puzzles), ArenaError),
-        player=(b"stockfish:skill=2,depth=3", lambda d: read_name(d.decode("utf-8", "replace")), ArenaError),
-        score=(ENGINE, engine(_read_score), (EngineFault, EngineError, Position)),
-        moves=(ENGINE, engine(_read_moves), (EngineFault, EngineError, Position)),
-        best=(ENGINE, engine(_read_best), (EngineFault, EngineError, Position)),
-        safetensors=(small, file("a.safetensors", load_model), WeightsError),
-        shipped=((WEIGHTS / "tiny.safetensors").read_bytes()[:60_000], file("b.safetensors", load_model), WeightsError),
-        manifest=(manifest, file("manifest.json", lambda p: read_manifest(p.parent)), LabelError),
-        json=(b'{"engine": "x", "own": []}', open_json, (ValueError, RecursionError)),
-        shard=(shard, file("a.parquet", read_shard), LabelError),
-        games=(foreign, file("b.parquet", lambda p: converted(p, "games")), LabelError))
+        manifest=(manifest, file(folder / "manifest.json", lambda p: read_manifest(p.parent)), LabelError),
+        shard=(shard, file(folder / "a.parquet", read_shard), LabelError),
+        games=(foreign, file(folder / "b.parquet", lambda p: converted(p, "games")), LabelError))
+
+
+def readers(folder):
+    "Name -> example, what reads it, and the errors of one line that it may raise."
+    return (chess_readers(folder) | settings_readers(folder) | line_readers(folder) | engine_readers()
+            | weights_readers(folder) | label_readers(folder))
 
 
 def examples(folder):
