@@ -166,11 +166,7 @@ class Lab:
         if hasattr(self, "browser"):
             self.browser.quit()
         self.server.terminate()
-        try:
-            self.server.wait(20)
-        except subprocess.TimeoutExpired:  # on a busy machine; nothing of it is needed any more
-            self.server.kill()
-            self.server.wait()
+        self.server.wait(20)
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
