@@ -166,7 +166,11 @@ class Lab:
         if hasattr(self, "browser"):
             self.browser.quit()
         self.server.terminate()
-        self.server.wait(20)
+        try:
+            self.server.wait(20)
+        except subprocess.TimeoutExpired:  # seen on a busy machine; nothing of it is needed any more
+            self.server.kill()
+            self.server.wait()
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
