@@ -39,11 +39,13 @@ class MatchConfig:
 
     Args:
         games: games of each match, an even number; 0 plays none
-        max_plies: longest game, without its six random opening plies
-        adjudicate: let the engine end games that are won, and judge those that are too long
+        rules_plies: longest game of the first match, which nobody judges, without its six random opening plies
+        max_plies: longest game of the other ones
+        adjudicate: in these, let the engine end games that are won, and judge those that are too long
         depth: search depth of that judgement
     """
     games: int = 400
+    rules_plies: int = 300
     max_plies: int = 120
     adjudicate: bool = True
     depth: int = 4
@@ -52,7 +54,7 @@ class MatchConfig:
         if self.games % 2 or not 0 <= self.games <= 100_000:
             raise ValueError(f"match.games = {self.games} must be even, because every opening is played twice, "
                              "and from 0 to 100000")
-        for name in ("max_plies", "depth"):
+        for name in ("rules_plies", "max_plies", "depth"):
             if getattr(self, name) < 1: raise ValueError(f"match.{name} = {getattr(self, name)} must be at least 1")
 
 # %% ../nbs/11_config.ipynb #f11c0008

@@ -18,8 +18,9 @@ from .board import (
     ACTION_TO, PositionError, action_to_move, legal_actions, parse_fen, position_key, terminal)
 
 # %% auto #0
-__all__ = ['PHASES', 'OPENING_POINTS', 'OPENING_HOME', 'ENDGAME_POINTS', 'TRIES', 'points', 'men_at_home', 'phase_of',
-           'random_move', 'random_position', 'within_window', 'read_positions', 'PositionsConfig', 'start_positions']
+__all__ = ['PHASES', 'OPENING_POINTS', 'OPENING_HOME', 'ENDGAME_POINTS', 'TRIES', 'MOST_ODDS', 'points', 'men_at_home',
+           'phase_of', 'random_move', 'random_position', 'within_window', 'read_positions', 'PositionsConfig',
+           'at_odds', 'start_positions']
 
 # %% ../nbs/06_positions.ipynb #b46f9751
 def points(
@@ -190,6 +191,7 @@ class PositionsConfig:
         depth: engine depth of that evaluation
         greed: random play: chance that a side which is not ahead captures when it can
         max_lead: random play: most points of material by which one side may lead
+        odds: share of the starts that one side plays with fewer pieces, after the window: won games to finish
     """
     phase: str = "mixed"
     file: str = ""
@@ -197,6 +199,7 @@ class PositionsConfig:
     depth: int = 1
     greed: float = .9
     max_lead: int = 1
+    odds: float = 0.
 
     def __post_init__(self):
         if self.phase not in ("mixed", *PHASES):
@@ -206,7 +209,9 @@ class PositionsConfig:
         for name, least in dict(window_cp=0, depth=1, max_lead=0).items():
             if getattr(self, name) >= least: continue
             raise ValueError(f"positions.{name} = {getattr(self, name)} must be at least {least}")
-        if not 0 <= self.greed <= 1: raise ValueError(f"positions.greed = {self.greed} must be from 0 to 1")
+        for name in ("greed", "odds"):
+            if 0 <= (share := getattr(self, name)) <= 1: continue
+            raise ValueError(f"positions.{name} = {share} must be from 0 to 1")
 
 # %% ../nbs/06_positions.ipynb #74f3504e
 def _balanced(boards:list[chess.Board], cfg:PositionsConfig, pool)->list[bool]:
@@ -254,6 +259,23 @@ def _file_starts(n:int, cfg:PositionsConfig, seed:int, step:int, pool, first:int
     if kept: return [kept[i % len(kept)].copy() for i in range(first, first + n)]
     raise PositionError(f"no position of {cfg.file} is within {cfg.window_cp} cp: raise positions.window_cp")
 
+# %% ../nbs/06_positions.ipynb #0dds0001
+MOST_ODDS = 30      # points of material that are taken away, at most
+
+def at_odds(
+    rng:random.Random,
+    board:chess.Board,
+)->chess.Board:         # without its moves; the position itself where the rules forbid what would be left
+    "The position without some pieces of one side, so that the other side has a won game to finish."
+    side, budget, poorer = rng.random() < .5, rng.randint(1, MOST_ODDS), board.copy(stack=False)
+    rng.shuffle(men := [*chess.scan_forward(board.occupied_co[side] & ~board.kings)])
+    for square in men:
+        left = poorer.copy(stack=False)
+        left.remove_piece_at(square)
+        if (worth := points(poorer, side) - points(left, side)) <= budget: poorer, budget = left, budget - worth
+    poorer = chess.Board(" ".join([*poorer.fen().split()[:2], poorer.castling_xfen(), "-", "0 1"]))
+    return poorer if poorer.is_valid() and not terminal(poorer) else board
+
 # %% ../nbs/06_positions.ipynb #0186536e
 def start_positions(
     n:int,                    # how many
@@ -266,4 +288,7 @@ def start_positions(
     "Starts number first, first+1, ... of a step; a pure function of cfg, seed, step and index."
     if cfg.window_cp and pool is None:
         raise ValueError(f"positions.window_cp = {cfg.window_cp} needs an engine; 0 is no filter")
-    return (_file_starts if cfg.file else _random_starts)(n, cfg, seed, step, pool, first)
+    starts = (_file_starts if cfg.file else _random_starts)(n, cfg, seed, step, pool, first)
+    if not cfg.odds: return starts
+    rngs = [random.Random(f"odds {seed} {step} {i}") for i in range(first, first + n)]
+    return [at_odds(rng, board) if rng.random() < cfg.odds else board for rng, board in zip(rngs, starts)]

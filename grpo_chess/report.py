@@ -28,8 +28,8 @@ from .players import policy_player, random_openings
 from .stats import series_mean
 
 # %% auto #0
-__all__ = ['REPORT', 'OPENING_SEED', 'SAMPLED', 'GREEDY', 'CROSSED', 'FLOOR', 'with_error', 'change', 'matches_of',
-           'guard_actions', 'match_lines', 'change_lines', 'report_text', 'write_report', 'Outcome']
+__all__ = ['REPORT', 'OPENING_SEED', 'GREEDY', 'SAMPLED', 'CROSSED', 'FLOOR', 'with_error', 'change', 'matches_of',
+           'guard_actions', 'verdict', 'match_lines', 'change_lines', 'report_text', 'write_report', 'Outcome']
 
 # %% ../nbs/11_report.ipynb #f11e0009
 REPORT = ("expected_regret", "train/avg_reward", "reward_spread", "entropy", "effective_moves", "agreement_mean",
@@ -53,7 +53,7 @@ def change(
 
 # %% ../nbs/11_report.ipynb #f11e000c
 OPENING_SEED = 1_000_003      # the openings of the match are not those of training
-SAMPLED, GREEDY = "sampling at T=1", "most likely move"
+GREEDY, SAMPLED = "most likely move, by the rules", "sampling at T=1"
 CROSSED, FLOOR = "against the old one's most likely move, sampling at T=1", "floor, sampling at T=1"
 
 def matches_of(
@@ -64,14 +64,15 @@ def matches_of(
     seed:int=0,                 # of openings and draws
     floor:nn.Module|None=None,  # an untrained network, where `old` is not one
 )->Iterator[tuple[str, MatchResult]]:       # what it is called, and its games; one after the other
-    "Play the matches of a run."
+    "Play the matches of a run. Where both play their most likely move no engine has a say, only the rules of chess."
     openings = random_openings(cfg.games//2, seed + OPENING_SEED)
     judge = pool if cfg.adjudicate else None
-    plan = [(SAMPLED, "new", new, False, False), (GREEDY, "new", new, True, True)]
+    plan = [(GREEDY, "new", new, True, True), (SAMPLED, "new", new, False, False)]
     if floor is not None: plan += [(CROSSED, "new", new, False, True), (FLOOR, "untrained", floor, False, False)]
     for title, name, model, greedy, old_greedy in plan:
         players = policy_player(Policy(model), greedy, 2*seed), policy_player(Policy(old), old_greedy, 2*seed + 1)
-        yield title, play_match(*players, openings, cfg.max_plies, judge, cfg.depth, names=(name, "old"))
+        plies, judged_by = (cfg.rules_plies, None) if title == GREEDY else (cfg.max_plies, judge)
+        yield title, play_match(*players, openings, plies, judged_by, cfg.depth, names=(name, "old"))
 
 # %% ../nbs/11_report.ipynb #f11e000e
 def guard_actions(
@@ -85,10 +86,21 @@ def guard_actions(
     more = [f"and {len(actions) - most} more"] if len(actions) > most else []
     return "; ".join(actions[:most] + more + ([f"updates ended early in {stops} steps"] if stops else []))
 
+def verdict(
+    match:MatchResult,      # of most likely moves, by the rules
+)->str:                     # what a run taught, in a sentence
+    "Learned, got worse, or not shown: what no lower temperature can buy."
+    low, high = match.interval
+    gain = f"{str(match).rpartition('Elo ')[2]} Elo at the most likely move of both, by the rules of chess"
+    if low > .5: return f"**It learned:** {gain}."
+    if high < .5: return f"**It got worse:** {gain}."
+    return f"**Not shown to have learned:** {gain}. What it gains where it samples, a lower temperature may give."
+
 def match_lines(matches:Mapping[str, MatchResult], old:str)->list[str]:
     "The part of a report on its matches."
     if not matches: return []
-    return ["## New against old", "", *[f"- {title}: {match}" for title, match in matches.items()], "",
+    said = [verdict(matches[GREEDY]), ""] if GREEDY in matches else []
+    return [*said, "## New against old", "", *[f"- {title}: {match}" for title, match in matches.items()], "",
             "Scores count wins and half of the draws, with a 95 % interval over pairs of games with colours swapped. "
             f"Old is {old}.", ""]
 

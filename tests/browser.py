@@ -168,7 +168,7 @@ class Lab:
         self.server.terminate()
         try:
             self.server.wait(20)
-        except subprocess.TimeoutExpired:  # on a busy machine; nothing of it is needed any more
+        except subprocess.TimeoutExpired:  # seen on a busy machine; nothing of it is needed any more
             self.server.kill()
             self.server.wait()
         self.log.close()

@@ -14,7 +14,7 @@ NET = ["--model.width", "32", "--model.layers", "2", "--model.heads", "2"]
 TINY = ["--preset", "scratch", *NET, "--reward.judge", "material", "--positions.window_cp", "0", "--match.games", "0",
         "--sampler.boards", "4", "--sampler.group", "4", "--sampler.plies", "2", "--trainer.steps", "4",
         "--trainer.checkpoint_every", "2", "--accelerator", "cpu"]
-MATCH = ["--match.adjudicate", "false", "--match.games", "8", "--match.max_plies", "30"]
+MATCH = ["--match.adjudicate", "false", "--match.games", "8", "--match.max_plies", "30", "--match.rules_plies", "30"]
 ENV = os.environ | dict(PYTHONPATH=str(TOP), OMP_NUM_THREADS="1")
 
 def long(args=TINY, steps=100_000):

@@ -10,8 +10,9 @@ import pytest
 
 from grpo_chess.board import PositionError, position_key, terminal
 from grpo_chess.engine import EngineConfig, EnginePool
-from grpo_chess.positions import (PHASES, PositionsConfig, phase_of, points, random_position, read_positions,
-                                  start_positions, within_window)
+from grpo_chess.positions import (
+    MOST_ODDS, PHASES, PositionsConfig, at_odds, phase_of, points, random_position, read_positions, start_positions,
+    within_window)
 
 
 class Says:
@@ -242,3 +243,40 @@ def test_a_null_move_is_no_move(tmp_path, null):
     "It was passed over, and the next move was pushed for the side that had just moved."
     (tmp_path/"n.pgn").write_text(f"1. e4 {null} 2. d4 *\n")
     with pytest.raises(PositionError, match="null move"): read_positions(tmp_path/"n.pgn")
+
+# Odds
+
+def lead(board): return abs(points(board, True) - points(board, False))
+
+def test_a_share_of_the_starts_is_lopsided_and_all_of_them_can_be_played():
+    level = start_positions(300, PositionsConfig(window_cp=0), 0, 3)
+    assert max(map(lead, level)) <= 1
+    for share in (.3, 1.):
+        starts = start_positions(300, PositionsConfig(window_cp=0, odds=share), 0, 3)
+        assert all(b.is_valid() and not terminal(b) and len(b.pieces(chess.KING, True)) == 1 for b in starts)
+        changed = [(a, b) for a, b in zip(level, starts) if a.board_fen() != b.board_fen()]
+        assert abs(len(changed)/300 - share) < .1, len(changed)
+        for before, after in changed:           # one side lost some pieces, nothing else has moved, both sides get odds
+            poorer = {sq: p for sq, p in before.piece_map().items() if after.piece_at(sq) != p}
+            assert len({p.color for p in poorer.values()}) == 1
+            assert chess.KING not in {p.piece_type for p in poorer.values()}
+            assert after.piece_map() == {sq: p for sq, p in before.piece_map().items() if sq not in poorer}
+            assert before.turn == after.turn and lead(after) <= MOST_ODDS + 1
+        assert {points(b, True) > points(b, False) for _, b in changed} == {True, False}
+        assert sum(lead(b) >= 5 for b in starts) > .4*len(changed)
+
+def test_odds_belong_to_seed_step_and_index():
+    cfg = PositionsConfig(window_cp=0, odds=.5)
+    assert keys(start_positions(40, cfg, 1, 2)) == keys(start_positions(40, cfg, 1, 2))
+    assert keys(start_positions(40, cfg, 1, 2))[30:] == keys(start_positions(10, cfg, 1, 2, first=30))
+    assert keys(start_positions(40, cfg, 1, 2)) != keys(start_positions(40, cfg, 2, 2))
+
+def test_odds_that_the_rules_forbid_are_not_given():
+    board = chess.Board("k7/8/8/8/N7/8/8/R3K3 w - - 0 1")      # without the knight Black is in check, and White to move
+    for seed in range(30): assert at_odds(random.Random(seed), board).is_valid()
+    stuck = chess.Board("7k/p4Q2/8/8/8/8/8/6K1 b - - 0 1")           # without the pawn there is no move left
+    assert all(at_odds(random.Random(seed), stuck).pieces(chess.PAWN, False) for seed in range(30))
+
+@pytest.mark.parametrize("odds", [-.1, 1.1, float("nan")])
+def test_odds_are_a_share(odds):
+    with pytest.raises(ValueError, match=r"positions.odds = .* must be from 0 to 1"): PositionsConfig(odds=odds)

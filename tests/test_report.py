@@ -10,7 +10,7 @@ from grpo_chess.matches import MatchResult
 from grpo_chess.model import MODELS, ChessTransformer
 from grpo_chess.players import random_openings, random_player
 from grpo_chess.report import change, guard_actions, matches_of, report_text, write_report
-from grpo_chess.stats import series_mean
+from grpo_chess.stats import PairedScore, series_mean
 
 def alike(n, rng, phi=.9):
     "A series whose neighbours correlate."
@@ -61,19 +61,20 @@ def test_the_matches_are_what_their_names_say(monkeypatch):
     titles, asked = spied(monkeypatch, MatchConfig(games=2), seed=3, floor="untrained net")
     met = {title: (x["a"][:2], x["b"][:2], x["names"]) for title, x in zip(titles, asked)}
     assert met == {
+        "most likely move, by the rules": (("new", "most likely"), ("old", "most likely"), ("new", "old")),
         "sampling at T=1": (("new", 1.), ("old", 1.), ("new", "old")),
-        "most likely move": (("new", "most likely"), ("old", "most likely"), ("new", "old")),
         "against the old one's most likely move, sampling at T=1":
             (("new", 1.), ("old", "most likely"), ("new", "old")),
         "floor, sampling at T=1": (("untrained net", 1.), ("old", 1.), ("untrained", "old"))}
     assert {(x["a"][2], x["b"][2]) for x in asked} == {(6, 7)}               # both sides draw their own numbers
-    assert len(spied(monkeypatch, MatchConfig(games=2))[0]) == 2
+    assert titles[0] == report.GREEDY and len(spied(monkeypatch, MatchConfig(games=2))[0]) == 2
 
 @pytest.mark.parametrize("depth", [1, 4, 7])
 def test_the_judge_of_the_matches_has_the_depth_and_the_length_of_the_settings(monkeypatch, depth):
     cfg = MatchConfig(games=2, depth=depth, max_plies=30 + depth)
     _, asked = spied(monkeypatch, cfg, pool="pool")
-    assert {(x["judge"], x["depth"], x["max_plies"]) for x in asked} == {("pool", depth, 30 + depth)}
+    assert {(x["judge"], x["depth"], x["max_plies"]) for x in asked[1:]} == {("pool", depth, 30 + depth)}
+    assert (asked[0]["judge"], asked[0]["max_plies"]) == (None, cfg.rules_plies)       # no engine calls these games
     _, asked = spied(monkeypatch, MatchConfig(games=2, adjudicate=False), pool="pool")
     assert {x["judge"] for x in asked} == {None}
 
@@ -85,7 +86,8 @@ def test_the_depth_reaches_the_engine():
             asked.add(depth)
             return [0]*len(fens)
     net = ChessTransformer(MODELS["tiny"]).eval()
-    assert [*matches_of(net, net, MatchConfig(games=2, depth=6, max_plies=4), Pool())] and asked == {6}
+    cfg = MatchConfig(games=2, depth=6, max_plies=4, rules_plies=4)
+    assert [*matches_of(net, net, cfg, Pool())] and asked == {6}
 
 @pytest.mark.parametrize("seed", [0, 5])
 def test_openings_belong_to_the_seed_and_not_to_training(monkeypatch, seed):
@@ -110,6 +112,18 @@ def test_a_report_of_nothing_can_be_written(tmp_path):
     write_report(tmp_path, text, [])
     assert (tmp_path/"report.md").read_text() == text and "Failed after 0" in text
     assert not (tmp_path/"report.png").exists()
+
+@pytest.mark.parametrize("points, says", [
+    ([[1, 1], [1, .5]]*20, "**It learned:** +338 ["), ([[0, 0], [0, .5]]*20, "**It got worse:** -338 ["),
+    ([[1, 0], [0, 1]]*20, "**Not shown to have learned:** +0 ["), ([[1, 1]]*20, "**It learned:** above +"),
+    ([[1, 1]], "**Not shown")])
+def test_a_report_begins_with_what_was_learned(points, says):
+    result = PairedScore(points)
+    text = report_text("r", Config(), [], {report.SAMPLED: "more", report.GREEDY: result})
+    verdict = next(line for line in text.splitlines() if line.startswith("**"))
+    assert verdict.startswith(says) and "by the rules of chess" in verdict
+    assert text.index(verdict) < text.index("## New against old")
+    assert "**It" not in report_text("r", Config(), [], {report.SAMPLED: result})         # sharpening is no gain
 
 def test_matches_stand_in_the_report_and_their_games_in_files(tmp_path):
     (tmp_path/"games").mkdir()

@@ -3,9 +3,11 @@
     .ci/setup opponents
     python nbs/experiments/opponents.py imitator runs/x/model.safetensors --games 200 --out data/opponents.csv
     python nbs/experiments/opponents.py imitator runs/x/model.safetensors --regret data/imitator_regret.csv
+    python nbs/experiments/opponents.py imitator tiny --ends data/won_draws.csv
 
 The second command plays nothing: it measures what each policy gives away on held-out positions, and the difference to
-the start with the interval over the positions, which are shared.
+the start with the interval over the positions, which are shared. The third counts how games end against two other
+opponents, which are not of the panel, and which draws were won positions: four pawns ahead, by material.
 
 The first weights are the start. Everybody plays the most likely move, by the rules of chess, from the same random
 openings, each with both colours. Three opponents are engines that are not Stockfish, with a fixed share of random
@@ -16,7 +18,9 @@ bootstrap over the openings, which are shared.
 
 import argparse
 import csv
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +30,7 @@ from grpo_chess.matches import JudgeConfig
 from grpo_chess.measures import read_labels, regret
 from grpo_chess.model import Policy
 from grpo_chess.players import load_player_model
+from grpo_chess.reward import material
 
 HELD_OUT = Path(__file__).resolve().parent.parent / "data/heldout.jsonl"
 
@@ -91,6 +96,39 @@ def regrets(weights: list[str]) -> list[dict]:
     return rows
 
 
+OTHERS = {
+    "glaurung": "engine:path=glaurung,depth=1,errs=0.3,seed=5",
+    "erring stockfish": "engine:path=stockfish,depth=1,errs=0.4,seed=7",
+}
+AHEAD = 400  # centipawns of material by which a side is winning
+
+
+def end_of(game) -> str:
+    "How a game ended for the first player: a draw says how, and whether that player was winning."
+    if game.score != 0.5:
+        return "win" if game.score else "loss"
+    balance = int(material([game.board.fen()])[0])
+    ours = balance if game.board.turn == game.a_white else -balance
+    return f"{game.reason} when winning" if ours >= AHEAD else "other draw"
+
+
+def ends(weights: list[str], games: int, seed: int) -> list[dict]:
+    "How the games of each policy's most likely moves end, by the rules."
+    rows = []
+    for name, (other, spec) in itertools.product(weights, OTHERS.items()):
+        cfg = ArenaConfig(
+            a=name, b=spec, games=games, seed=seed, max_plies=300, floor=False, judge=JudgeConfig(on=False)
+        )
+        match = run(cfg, say=lambda *_, **__: None)["match"]
+        count = Counter(map(end_of, match.games))
+        rows += [
+            dict(weights=short(name), opponent=other, games=games, end=end, count=n)
+            for end, n in count.most_common()
+        ]
+        print(name, other, f"{match.score:.3f}", dict(count), flush=True)
+    return rows
+
+
 def write(path: Path, rows: list[dict]):
     with path.open("w", newline="") as f:
         writer = csv.DictWriter(f, list(rows[0]))
@@ -106,7 +144,11 @@ def main():
     parser.add_argument("--only", nargs="*", default=list(PANEL), choices=list(PANEL))
     parser.add_argument("--out", type=Path, help="CSV file of the scores")
     parser.add_argument("--regret", type=Path, help="CSV file of the regrets; nothing is played")
+    parser.add_argument("--ends", type=Path, help="CSV file of how games end, against two other opponents")
     args = parser.parse_args()
+    if args.ends:
+        write(args.ends, ends(args.weights, args.games, args.seed))
+        return
     if args.regret:
         write(args.regret, regrets(args.weights))
         return
