@@ -207,11 +207,12 @@ def draw(path, picture):
     usual = next(r for r in rows if int(r["value"]) == DEFAULT[r["setting"]])
     parts = {name: float(usual[name]) for name in (*PARTS, "engines alone")}
     for k, (name, seconds) in enumerate(parts.items()):
-        ax.barh(0, seconds, left=left, color=f"C{k}")
+        ax.barh(0, seconds, .7, left=left, color=f"C{k}")
         said = f"{name.removesuffix(' alone')}\n{seconds/sum(parts.values()):.0%}"
-        ax.text(left + seconds/2, (.62, -.62)[k % 2], said, ha="center", va="center", color=f"C{k}")
+        ax.text(left + seconds/2, (.75, -.75)[k % 2], said, ha="center", va="center", color=f"C{k}")
         left += seconds
-    ax.set(yticks=[], ylim=(-1, 1), xlabel="CPU seconds", title="What a step of the default run is made of")
+    ax.set(yticks=[], ylim=(-1.1, 1.1), xlabel="CPU seconds", title="What a step of the default run is made of")
+    ax.spines["left"].set_visible(False)
     for ax, (name, values) in zip(grid.subplots(2, 3).flat, SWEEPS.items()):
         chosen, twin = [r for r in rows if r["setting"] == name], ax.twinx()
         for key, colour in (("cpu", "C0"), ("engines", "C3")):
