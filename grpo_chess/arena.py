@@ -159,7 +159,8 @@ class Arena:
         "A named player."
         cfg, (name, settings), policy = self.cfg, read_name(text), self.policy(text)
         seed = settings.get("seed", seed)
-        if policy: return policy_player(policy, temperature_of(text, cfg) == 0, seed, cfg.bf16)
+        repeats = settings.get("repeats", 1) == 1
+        if policy: return policy_player(policy, temperature_of(text, cfg) == 0, seed, cfg.bf16, repeats)
         if name == "random": return random_player(seed)
         if name == "engine": return other_player(self.others, settings, seed)
         if self.pool is None: raise ArenaError(f"{text} needs an engine")

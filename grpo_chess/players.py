@@ -27,10 +27,10 @@ from .uci import surroundings
 class ArenaError(RuntimeError): "A player, a judge or a file did not do its part; one line says which."
 
 # %% auto #0
-__all__ = ['Player', 'UNITS', 'PAWN', 'RESULTS', 'KINDS', 'ArenaError', 'draws', 'random_player', 'policy_player', 'game_text',
-           'Overlapped', 'engine_player', 'engine_units', 'skill_pick', 'best_scores', 'weak_engine_player',
-           'OtherEngine', 'erring_player', 'random_openings', 'read_openings', 'file_openings', 'read_name',
-           'needs_engine', 'load_player_model']
+__all__ = ['Player', 'UNITS', 'PAWN', 'RESULTS', 'KINDS', 'ArenaError', 'draws', 'random_player', 'first_new', 'policy_player',
+           'game_text', 'Overlapped', 'engine_player', 'engine_units', 'skill_pick', 'best_scores',
+           'weak_engine_player', 'OtherEngine', 'erring_player', 'random_openings', 'read_openings', 'file_openings',
+           'read_name', 'needs_engine', 'load_player_model']
 
 # %% ../nbs/08_players.ipynb #6706408a
 Player = Callable[[list[chess.Board], list[int], int], list[chess.Move]]   # boards, game numbers, ply -> moves
@@ -69,11 +69,24 @@ def random_player(
     return play
 
 # %% ../nbs/08_players.ipynb #89fc805d
+def first_new(
+    board:chess.Board,      # with its moves
+    moves:list[chess.Move], # the preferred ones first
+)->chess.Move:
+    "The first move that brings back no position of the game; the very first, where all of them do."
+    for move in moves:
+        board.push(move)
+        again = board.is_repetition(2)
+        board.pop()
+        if not again: return move
+    return moves[0]
+
 def policy_player(
     policy:Policy,         # weights and temperature
     greedy:bool=False,     # True: always the most likely move
     seed:int=0,            # of the draws, when not greedy
     bf16:bool=False,       # bfloat16 matrix products: about twice as fast on CPUs that have them, and rounded scores
+    repeats:bool=True,     # False, when greedy: the most likely move that brings back no position of the game
 )->Player:
     "Plays a policy, without dropout."
     @torch.inference_mode()
@@ -84,6 +97,10 @@ def policy_player(
         try:
             with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16): dist = policy.dist(tokens, legal)
         finally: policy.model.train(was_training)
+        if greedy and not repeats:
+            ranked = legal.gather(1, dist.logp.argsort(-1, descending=True)).tolist()
+            return [first_new(board, [action_to_move(a, board.turn) for a in row if a >= 0])
+                    for row, board in zip(ranked, boards)]
         numbers = torch.as_tensor(draws(seed, games, ply), device=policy.device)
         slot = dist.argmax() if greedy else dist.sample(numbers)
         actions = legal.gather(1, slot[:, None])[:, 0].tolist()
@@ -317,7 +334,7 @@ def file_openings(
     return boards[:n]
 
 # %% ../nbs/08_players.ipynb #1d1928ce
-_WEIGHTS = dict(temperature=float, seed=int, preset=str)
+_WEIGHTS = dict(temperature=float, seed=int, preset=str, repeats=int)
 KINDS:dict[str, dict] = dict(
     random=dict(seed=int), untrained=_WEIGHTS, weak=dict(level=int, seed=int),
     stockfish=dict(skill=int, depth=int, nodes=int, ms=int),
@@ -340,6 +357,7 @@ def read_name(
         raise ArenaError(f"player {text!r}: there is no preset {preset!r}; there are {', '.join(MODELS)}")
     if not 0 <= settings.get("temperature", 0) < math.inf:
         raise ArenaError(f"player {text!r}: a temperature is a number from 0")
+    if settings.get("repeats", 1) not in (0, 1): raise ArenaError(f"player {text!r}: repeats is 0 or 1")
     return name, settings
 
 def needs_engine(text:str)->bool: return read_name(text)[0] in ("weak", "stockfish")    # the judge's own

@@ -9,7 +9,7 @@ import torch
 from grpo_chess.board import PositionError, encode, move_to_action, position_key, terminal
 from grpo_chess.engine import MATE
 from grpo_chess.matches import play_match
-from grpo_chess.model import MODELS, ChessTransformer, ModelConfig, WeightsError, save_model
+from grpo_chess.model import MODELS, ChessTransformer, ModelConfig, Policy, WeightsError, save_model
 from grpo_chess.players import (
     ArenaError, draws, engine_player, engine_units, file_openings, game_text, load_player_model, policy_player,
     random_openings, random_player, read_name, read_openings, skill_pick, weak_engine_player)
@@ -36,6 +36,41 @@ def test_policy_player_is_the_policy(policy):
     assert np.abs(freq - probs).max() < 4*math.sqrt(.25*probs.max()*4/n)
     best = policy_player(policy, greedy=True)([board, board], [0, 1], 0)
     assert best[0] == best[1] and move_to_action(best[0], True) == legal[0, probs.argmax()]
+
+class Likes(torch.nn.Module):
+    "White's moves that it likes, in this order, and all others less."
+    def __init__(self, *moves):
+        super().__init__()
+        self.likes = [move_to_action(chess.Move.from_uci(m), True) for m in moves]
+
+    def forward(self, tokens, legal):
+        score = torch.zeros(legal.shape)
+        for k, action in enumerate(self.likes): score[legal == action] = 9. - k
+        return score.masked_fill(legal < 0, -torch.inf)
+
+def test_a_policy_that_is_told_the_game_does_not_repeat_it():
+    board = chess.Board("7k/8/8/8/8/8/8/R3K3 w - - 0 1")
+    for move in ("a1a2", "h8h7", "a2a1", "h7h8"): board.push_uci(move)
+    assert board.is_repetition(2)
+    def play(likes, repeats):
+        return policy_player(Policy(likes), greedy=True, repeats=repeats)([board], [0], 4)[0].uci()
+    likes = Likes("a1a2", "a1a3")
+    before = board.fen(), len(board.move_stack)
+    assert play(likes, True) == "a1a2"                       # after which the position of the second ply is back
+    assert play(likes, False) == "a1a3" and (board.fen(), len(board.move_stack)) == before
+    assert play(Likes("a1a4", "a1a2"), False) == "a1a4"       # new: nothing changes
+
+def test_where_every_move_repeats_the_likeliest_is_played():
+    board = chess.Board("8/8/8/8/8/6k1/8/7K w - - 0 1")      # one legal move in the corner
+    for move in ("h1g1", "g3h3", "g1h1", "h3g3"): board.push_uci(move)
+    assert [m.uci() for m in board.legal_moves] == ["h1g1"]
+    assert policy_player(Policy(Likes()), greedy=True, repeats=False)([board], [0], 4)[0].uci() == "h1g1"
+
+@pytest.mark.parametrize("text, says", [
+    ("tiny:repeats=2", "repeats is 0 or 1"), ("tiny:repeats=no", "is not a number")])
+def test_repeats_is_off_or_on(text, says):
+    with pytest.raises(ArenaError, match=says): read_name(text)
+    assert read_name("tiny:repeats=0")[1] == dict(repeats=0)
 
 def test_draws_are_uniform_and_unrelated():
     u = np.stack([draws(s, range(500), p) for s in (0, 1) for p in range(8)])
