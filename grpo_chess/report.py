@@ -28,8 +28,8 @@ from .players import policy_player, random_openings
 from .stats import series_mean
 
 # %% auto #0
-__all__ = ['REPORT', 'OPENING_SEED', 'GREEDY', 'SAMPLED', 'CROSSED', 'FLOOR', 'with_error', 'change', 'matches_of',
-           'guard_actions', 'verdict', 'match_lines', 'change_lines', 'report_text', 'write_report', 'Outcome']
+__all__ = ['REPORT', 'OPENING_SEED', 'GREEDY', 'SAMPLED', 'CROSSED', 'FLOOR', 'ENOUGH', 'with_error', 'change', 'matches_of',
+           'verdict', 'guard_actions', 'match_lines', 'change_lines', 'report_text', 'write_report', 'Outcome']
 
 # %% ../nbs/11_report.ipynb #f11e0009
 REPORT = ("expected_regret", "train/avg_reward", "reward_spread", "entropy", "effective_moves", "agreement_mean",
@@ -74,6 +74,20 @@ def matches_of(
         plies, judged_by = (cfg.rules_plies, None) if title == GREEDY else (cfg.max_plies, judge)
         yield title, play_match(*players, openings, plies, judged_by, cfg.depth, names=(name, "old"))
 
+# %% ../nbs/11_report.ipynb #f11everd
+ENOUGH = 100        # games from which a match decides; by fewer, a lucky run of a minute would seem to have learned
+
+def verdict(
+    match:MatchResult,      # of most likely moves, by the rules
+)->str:                     # what a run taught, in a sentence
+    "Learned, got worse, or not shown: what no lower temperature can buy."
+    low, high = match.interval
+    gain = f"{str(match).rpartition('Elo ')[2]} Elo at the most likely move of both, by the rules of chess"
+    if len(match.scores) < ENOUGH: return f"**Too few games to say what it learned:** {gain}."
+    if low > .5: return f"**It learned:** {gain}."
+    if high < .5: return f"**It got worse:** {gain}."
+    return f"**Not shown to have learned:** {gain}. What it gains where it samples, a lower temperature may give."
+
 # %% ../nbs/11_report.ipynb #f11e000e
 def guard_actions(
     rows:list[dict],
@@ -85,16 +99,6 @@ def guard_actions(
     stops = len(said) - len(actions)
     more = [f"and {len(actions) - most} more"] if len(actions) > most else []
     return "; ".join(actions[:most] + more + ([f"updates ended early in {stops} steps"] if stops else []))
-
-def verdict(
-    match:MatchResult,      # of most likely moves, by the rules
-)->str:                     # what a run taught, in a sentence
-    "Learned, got worse, or not shown: what no lower temperature can buy."
-    low, high = match.interval
-    gain = f"{str(match).rpartition('Elo ')[2]} Elo at the most likely move of both, by the rules of chess"
-    if low > .5: return f"**It learned:** {gain}."
-    if high < .5: return f"**It got worse:** {gain}."
-    return f"**Not shown to have learned:** {gain}. What it gains where it samples, a lower temperature may give."
 
 def match_lines(matches:Mapping[str, MatchResult], old:str)->list[str]:
     "The part of a report on its matches."

@@ -114,9 +114,9 @@ def test_a_report_of_nothing_can_be_written(tmp_path):
     assert not (tmp_path/"report.png").exists()
 
 @pytest.mark.parametrize("points, says", [
-    ([[1, 1], [1, .5]]*20, "**It learned:** +338 ["), ([[0, 0], [0, .5]]*20, "**It got worse:** -338 ["),
-    ([[1, 0], [0, 1]]*20, "**Not shown to have learned:** +0 ["), ([[1, 1]]*20, "**It learned:** above +"),
-    ([[1, 1]], "**Not shown")])
+    ([[1, 1], [1, .5]]*30, "**It learned:** +338 ["), ([[0, 0], [0, .5]]*30, "**It got worse:** -338 ["),
+    ([[1, 0], [0, 1]]*30, "**Not shown to have learned:** +0 ["), ([[1, 1]]*50, "**It learned:** above +"),
+    ([[1, 1]]*49, "**Too few games")])
 def test_a_report_begins_with_what_was_learned(points, says):
     result = PairedScore(points)
     text = report_text("r", Config(), [], {report.SAMPLED: "more", report.GREEDY: result})
