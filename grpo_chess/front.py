@@ -38,7 +38,7 @@ class LoadedPolicy(Policy):
     "A policy that can be asked for a move."
     greedy: bool = True         # the most likely move, at any temperature
     name: str = "policy"
-    repeats: bool = True        # False: moves that bring back a position of the game are left out, where others are left
+    repeats: bool = True        # False: what brings back a position of the game is left out, where others are left
 
     def probabilities(self, position:chess.Board|str)->dict[chess.Move, float]:    # most likely first
         "What the policy thinks of every move that it may play; PositionError or ArenaError if there is none."
@@ -46,8 +46,8 @@ class LoadedPolicy(Policy):
         if end := terminal(board): raise ArenaError(f"the game is over ({end.name.lower()}): {board.fen()}")
         tokens, actions = encode([board])
         if not self.repeats: actions = new_actions([board], actions)
-        tokens, legal = torch.as_tensor(tokens), torch.as_tensor(actions)
-        with torch.no_grad(): probs = self.dist(tokens.to(self.device), legal.to(self.device)).probs[0].tolist()
+        legal = torch.as_tensor(actions, device=self.device)
+        with torch.no_grad(): probs = self.dist(torch.as_tensor(tokens, device=self.device), legal).probs[0].tolist()
         moves = {action_to_move(action, board.turn): p for action, p in zip(legal[0].tolist(), probs) if action >= 0}
         return dict(sorted(moves.items(), key=lambda item: -item[1]))
 
@@ -85,7 +85,8 @@ class Match(MatchResult):
 # %% ../nbs/11_front.ipynb #f11f0016
 def named_player(player:Policy|Player|str|Path, pool:EnginePool|None, seed:int)->tuple[str, Player]:
     "A player of a match and its name."
-    if isinstance(player, LoadedPolicy): return player.name, policy_player(player, player.greedy, seed, repeats=player.repeats)
+    if isinstance(player, LoadedPolicy):
+        return player.name, policy_player(player, player.greedy, seed, repeats=player.repeats)
     if isinstance(player, Policy): return f"policy at T={player.temperature:g}", policy_player(player, False, seed)
     if callable(player): return getattr(player, "__name__", "player"), player
     (kind, settings), text = read_name(str(player)), str(player)

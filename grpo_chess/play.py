@@ -66,8 +66,8 @@ OPTIONS = [
     Option("Weights", "string", "tiny", "weights of the package, a .safetensors file, or the folder of a run"),
     Option("Temperature", "number", "0", "0 plays the most likely move; above 0 moves are drawn, the more evenly the "
            "higher it is"),
-    Option("Repeats", "check", "false", "false: a move that brings back a position of the game is left out, where there "
-           "is another; true: it may be played"),
+    Option("Repeats", "check", "false", "false: a move that brings back a position of the game is left out, where "
+           "there is another; true: it may be played"),
     Option("Seed", "spin", "-1", "where the drawn moves come from: the same seed plays the same game again; "
            "-1 takes another one at every start", -1, 2**31 - 1),
     Option("MultiPV", "spin", "1", "how many of the policy's moves are listed", 1, 218),
@@ -138,8 +138,8 @@ def choose(
     board:chess.Board,
     only:list[chess.Move],          # moves to choose from; empty: all
     u:float,                        # uniform in [0, 1): decides where a move is drawn
-)->tuple[chess.Move|None, list[tuple[chess.Move, float]]]:      # None if there is no move; the others, likely ones first
-    "The policy's move and what it thinks of those that it may play; ConfigError if they have no probabilities."
+)->tuple[chess.Move|None, list[tuple[chess.Move, float]]]:      # None if there is no move; likely ones first
+    "The policy's move and what it thinks of all that it may play; ConfigError if the weights give no probabilities."
     import torch
 
     from grpo_chess.players import comes_back
@@ -235,8 +235,9 @@ def prepare(engine:Engine)->LoadedPolicy:
         return prepare(engine)
     engine.policy = replace(policy, temperature=temperature or 1., greedy=temperature == 0, repeats=repeats)
     engine.prepared, engine.spare = wanted, weights
-    among, one = ("", "") if repeats else (" among those that repeat no position,", " that repeats no position")
-    how = f"drawn{among} at temperature {temperature:g} with seed {seed}" if temperature else f"the most likely one{one}"
+    among, new = ("", "") if repeats else (" among those that repeat no position,", " that repeats no position")
+    drawn = f"drawn{among} at temperature {temperature:g} with seed {seed}"
+    how = drawn if temperature else f"the most likely one{new}"
     engine.say(f"info string {weights} plays; a move is {how}")
     return engine.policy
 

@@ -68,7 +68,7 @@ def random_player(
         return moves
     return play
 
-# %% ../nbs/08_players.ipynb #89fc805d
+# %% ../nbs/08_players.ipynb #89fc805c
 def comes_back(
     board:chess.Board,      # with its moves
     move:chess.Move,
@@ -92,6 +92,7 @@ def new_actions(
         new[:len(kept)] = kept
     return out
 
+# %% ../nbs/08_players.ipynb #89fc805d
 def policy_player(
     policy:Policy,         # weights and temperature
     greedy:bool=False,     # True: always the most likely move

@@ -60,8 +60,8 @@ class Table:
     @property
     def mind(self)->LoadedPolicy:
         "The policy at the temperature of the table."
-        heat = dict(temperature=self.temperature or 1., greedy=not self.temperature)
-        return replace(self.policy, repeats=self.repeats, **heat)
+        return replace(
+            self.policy, temperature=self.temperature or 1., greedy=not self.temperature, repeats=self.repeats)
 
     def say(self, message:str, wrong:bool=False)->None:
         "A line for the person, and whatever else is new."

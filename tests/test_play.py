@@ -187,14 +187,15 @@ def test_it_repeats_no_position_of_the_game():
     assert bestmoves(told) == [second] and "info string left out, because they repeat a position: g1f3" in told
     assert "repeats no position" in told[0]
     assert bestmoves(hear(f"position fen {after.fen()}", "go")) == ["g1f3"]
-    for plain in (hear("setoption name Repeats value true", game, "go"), hear(game, "go", cfg=PlayConfig(repeats=True))):
+    repeats = "setoption name Repeats value true"
+    for plain in (hear(repeats, game, "go"), hear(game, "go", cfg=PlayConfig(repeats=True))):
         assert bestmoves(plain) == ["g1f3"] and not any("repeat" in line for line in plain)
-    assert bestmoves(hear(game, "go", "setoption name Repeats value true", "go")) == [second, "g1f3"]
+    assert bestmoves(hear(game, "go", repeats, "go")) == [second, "g1f3"]
 
 
 def test_no_drawn_move_repeats_and_the_others_share_its_probability():
-    cfg = PlayConfig(temperature=1.0, seed=3)
-    said = hear(f"position startpos moves {SEEN}", *["go", "ucinewgame", f"position startpos moves {SEEN}"] * 100, cfg=cfg)
+    game = f"position startpos moves {SEEN}"
+    said = hear(game, *["go", "ucinewgame", game] * 100, cfg=PlayConfig(temperature=1.0, seed=3))
     moves = bestmoves(said)
     assert len(moves) == 100 and "g1f3" not in moves and len({*moves}) > 5
     listed = next(line for line in said if line.startswith("info string policy ")).split()[3:]

@@ -12,8 +12,8 @@ from grpo_chess.engine import MATE
 from grpo_chess.matches import play_match
 from grpo_chess.model import MODELS, ChessTransformer, ModelConfig, Policy, WeightsError, save_model
 from grpo_chess.players import (
-    ArenaError, comes_back, draws, engine_player, engine_units, file_openings, game_text, load_player_model, policy_player,
-    random_openings, random_player, read_name, read_openings, skill_pick, weak_engine_player)
+    ArenaError, comes_back, draws, engine_player, engine_units, file_openings, game_text, load_player_model,
+    policy_player, random_openings, random_player, read_name, read_openings, skill_pick, weak_engine_player)
 
 def test_openings():
     some = random_openings(40, seed=2, plies=6)
