@@ -39,6 +39,7 @@ PANEL = {
     "toga2": "engine:path=toga2,depth=1,errs=0.2,seed=1",
     "fairy-stockfish": "engine:path=fairy-stockfish,depth=1,skill=-3",
     "level 0": "stockfish:skill=0",
+    "level 1": "stockfish:skill=1",
     "level 2": "stockfish:skill=2",
 }
 
@@ -143,6 +144,7 @@ def main():
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--only", nargs="*", default=list(PANEL), choices=list(PANEL))
     parser.add_argument("--out", type=Path, help="CSV file of the scores")
+    parser.add_argument("--pairs", type=Path, help="JSON file of each opening's points, in quarters of two games")
     parser.add_argument("--regret", type=Path, help="CSV file of the regrets; nothing is played")
     parser.add_argument("--ends", type=Path, help="CSV file of how games end, against two other opponents")
     args = parser.parse_args()
@@ -164,6 +166,9 @@ def main():
         rows.append(dict(weights=short(weights), opponent="over the start", games=0, score=rounded))
     if args.out:
         write(args.out, rows)
+    if args.pairs:
+        points = {short(w): {o: "".join(f"{4 * x:.0f}" for x in p) for o, p in f.items()} for w, f in found.items()}
+        args.pairs.write_text(json.dumps(points, indent=1) + "\n")
 
 
 if __name__ == "__main__":
