@@ -7,7 +7,7 @@ __all__ = ['PRECISIONS', 'PATIENCE', 'PART', 'MAX_LEGAL', 'cpu_has_bf16', 'choos
            'hands', 'SideBySide', 'InPrecision', 'gather_boards', 'sum_of_all', 'mean_of_all', 'sum_gradients', 'Batch',
            'reward_stats', 'judge_rollout', 'mean_over_visits', 'all_move_advantage', 'judge_moves', 'all_move_stats',
            'Seen', 'look', 'forward_sampled', 'forward_all', 'micro_batches', 'board_parts', 'clip', 'drop_update',
-           'moved_kl', 'measure']
+           'movement', 'measure']
 
 # %% ../nbs/07_batch.ipynb #411a8882
 import contextlib
@@ -179,6 +179,7 @@ class Batch:
     logp_old: Tensor                # the same shape, on the device
     stats: dict[str, float]         # of the boards of all processes
     table: Tensor|None = None       # [M, L] advantage of every legal move of the rollout's positions, for all moves
+    value: Tensor|None = None       # [M, L] the judge's value of the same moves, for their mover
 
     @property
     def all_moves(self)->bool:
@@ -257,7 +258,7 @@ def judge_moves(
         return F.pad(x, (0, MAX_LEGAL - x.shape[-1]))[node]
     mask = ro.train[..., None] & by_ply(old.legal)
     share, by_move, logp = (torch.where(mask, by_ply(x), 0.) for x in (pi, adv, old.finite))
-    return Batch(ro, mask, share, by_move.to(fabric.device), logp.to(fabric.device), stats, adv)
+    return Batch(ro, mask, share, by_move.to(fabric.device), logp.to(fabric.device), stats, adv, value)
 
 def all_move_stats(
     fabric:Fabric,
@@ -388,26 +389,30 @@ def drop_update(
 
 # %% ../nbs/07_batch.ipynb #79c49fb1
 @torch.no_grad()
-def moved_kl(
+def movement(
     fabric:Fabric,
-    policy:Policy,    # after the step
+    policy:Policy,            # after the step
     ro:Rollout,
-    most:int=256,     # positions, about; spread evenly over the games
-)->float:             # nats
-    "Exact KL(behaviour policy || policy after the step), a mean over positions: all if few, else an eighth at most."
+    value:Tensor|None=None,   # [M, L] of every legal move, where all were judged
+    most:int=256,             # positions, about; spread evenly over the games
+)->dict[str, float]:          # nats; win probability, NaN without values
+    "Exact KL(behaviour policy || policy after) and what that policy gains; means over positions, an eighth if many."
     rows = ro.node[..., :-1][ro.train].unique()
     found = len(rows)*fabric.world_size
     if found > most: rows = rows[::max(8, found//most)]
     now = policy.dist(ro.tokens[rows].to(fabric.device), ro.legal[rows].to(fabric.device))
-    return mean_of_all(fabric, MoveDist(ro.logp[rows].to(fabric.device)).kl(now).cpu())
+    old, gain = MoveDist(ro.logp[rows].to(fabric.device)), math.nan
+    if value is not None: gain = mean_of_all(fabric, ((now.probs - old.probs).cpu()*value[rows]).sum(-1))
+    return dict(kl_step=mean_of_all(fabric, old.kl(now).cpu()), gain_step=gain)
 
 def measure(
     fabric:Fabric,
     policy:Policy,    # after the step
     ro:Rollout,
+    value:Tensor|None=None,   # [M, L] of every legal move, where all were judged
 )->dict[str, float]:
-    "Entropy of the behaviour policy, agreement and diversity of its groups, and how far the step has moved from it."
+    "Entropy of the behaviour policy, agreement and diversity of its groups, how far the step has moved, and its gain."
     entropy = mean_of_all(fabric, MoveDist(ro.logp).entropy()[ro.node[..., :-1][ro.train]])
     group = agreement_stats(ro) | dict(agreement_mean=mean_of_all(fabric, action_agreement(ro))) | policy_diversity(ro)
     if ro.slot.shape[1] == 1: group = dict.fromkeys([*group, "reward_spread"], math.nan)      # nobody to agree with
-    return dict(entropy=entropy, effective_moves=math.exp(entropy)) | group | dict(kl_step=moved_kl(fabric, policy, ro))
+    return dict(entropy=entropy, effective_moves=math.exp(entropy)) | group | movement(fabric, policy, ro, value)

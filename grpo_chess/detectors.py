@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OFTEN', 'CASES', 'collapse_at', 'gets_better', 'still_rises', 'nearly_perfect', 'entropy_collapse', 'slow_collapse',
-           'typical_end', 'group_collapse', 'no_spread', 'flat_reward', 'reward_noise', 'tempered_regret', 'sharpening',
-           'chi2_limit', 'evaluation_noise', 'evaluation_floor']
+           'typical_end', 'group_collapse', 'no_spread', 'wrong_way', 'flat_reward', 'reward_noise', 'tempered_regret',
+           'sharpening', 'chi2_limit', 'evaluation_noise', 'evaluation_floor']
 
 # %% ../nbs/07_detectors.ipynb #f665e73a
 import math
@@ -150,6 +150,24 @@ def no_spread(history:History)->Finding|None:
                    f"In {share:.0%} of the groups all rewards are equal, so {share:.0%} of the batch teaches nothing.",
                    (onset(steps, values > .5), int(steps[-1])), dict(share=share), ("no_spread", "reward_spread"))
 
+# %% ../nbs/07_detectors.ipynb #losing02
+@check("gain_step")
+def wrong_way(history:History)->Finding|None:
+    "Nearly all steps lose on the very positions that they learn from."
+    steps, gain = history.finite("gain_step")
+    lost, n = int((gain < 0).sum()), len(gain)
+    if not (lost > .8*n and lost - n/2 > OFTEN*math.sqrt(n)/2): return None
+    said = f"In {lost} of {n} steps the policy expects less after the update than before it, on the same positions; "
+    return Finding("reward_falls", "critical", .95, f"{said}together they lose {-gain.sum():.3g}.",
+                   (onset(steps, gain < 0), int(steps[-1])), dict(share=lost/n, gain=float(gain.sum())),
+                   ("gain_step", "entropy"),
+                   cause="The updates go against the reward: a wrong sign of the advantages or of the loss, or steps "
+                         "so large that they overshoot, or another term that outweighs the reward.",
+                   change="Take one position: the advantage of its best move must be above 0, and after an update "
+                          "that move must be likelier. If both are so, lower the learning rate to a tenth and take "
+                          "the entropy bonus and the KL term out once.",
+                   refute="Gains above 0 with a hundredth of the learning rate.")
+
 # %% ../nbs/07_detectors.ipynb #51e2f25e
 CASES |= {
     "flat_reward": Case(
@@ -176,7 +194,7 @@ def flat_reward(history:History)->Finding|None:
     name = history.first("expected_regret", "train/avg_reward")
     steps, values = history.finite(name)
     trend = reward_trend(history)
-    if trend is None or len(steps) < 3 or trend.span <= 0 or trend.rises: return None
+    if trend is None or len(steps) < 3 or trend.span <= 0 or trend.rises or wrong_way(history): return None
     scatter = float(np.std(np.diff(values)))/math.sqrt(2) if len(values) > 2 else math.nan
     low, high, mid = (x*trend.span for x in (trend.low, trend.high, trend.slope))
     finite_high = high if math.isfinite(high) else max(0., *(abs(values - values[0])))

@@ -59,6 +59,7 @@ METRICS |= {   # is the arithmetic sound?
     "approx_kl": ("mean(log π_old - log π_new), k1", "mean_kl_divergence"),
     "kl_exact": ("exact KL(old || new) during the updates, weighted as in the loss", ""),
     "kl_step": ("exact KL(behaviour policy || policy after the step) over a sample of the positions", ""),
+    "gain_step": ("win probability that the step gains on these positions; only with loss.moves = all", ""),
 }
 
 # %% ../nbs/07_panel.ipynb #f55fde9c

@@ -458,7 +458,7 @@ class Trainer(Learner):
             raise
         if self.kept is not self.model: move_average(self.kept, self.model, self.tcfg.ema, self.done + 1)
         updated = time.perf_counter()
-        seen = measure(self.fabric, self.policy(self.model), batch.rollout)                       # measure
+        seen = measure(self.fabric, self.policy(self.model), batch.rollout, batch.value)          # measure
         row:dict[str, Any] = {"step": self.done, **batch.stats, **moved, **seen,
                "temperature": batch.rollout.temperature, "lr": self.optimizer.param_groups[0]["lr"],
                "positions": len(batch.rollout.fens), "judged": self.judge.asked}

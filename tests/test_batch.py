@@ -238,4 +238,4 @@ def test_the_kl_of_a_step_is_measured_on_some_positions_of_many(monkeypatch):
             seen.append(len(tokens))
             return MoveDist(ro.logp[:len(tokens)])
         policy = SimpleNamespace(dist=dist)
-        assert batch.moved_kl(FABRIC, policy, ro) == pytest.approx(0, abs=1e-6) and seen == [asked]
+        assert batch.movement(FABRIC, policy, ro)["kl_step"] == pytest.approx(0, abs=1e-6) and seen == [asked]

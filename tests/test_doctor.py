@@ -203,6 +203,18 @@ def test_a_reward_that_stopped_rising_is_told_from_one_that_is_noisy():
     alarmed = [diagnose(run(x)).names()[:1] == ["entropy_collapse"] for x in (0*t, np.minimum(t, 100)/100, t/300)]
     assert alarmed == [True, True, False]
 
+def test_steps_that_lose_are_a_wrong_direction_and_no_collapse():
+    "The regret hides it in its scatter; a learning rate that overshoots now and then is something else."
+    rng = np.random.default_rng(0)
+    def names(lost):
+        gains = np.where(rng.random(100) < lost, -1, 1)*rng.random(100)/1000
+        regret = .1 + .02*rng.standard_normal(100)
+        rows = [dict(step=i, entropy=2.5*.97**i, expected_regret=r, gain_step=g)
+                for i, (r, g) in enumerate(zip(regret, gains))]
+        return [f.name for f in diagnose(from_rows(rows)).alarms]
+    assert names(1.) == names(.9) == ["reward_falls", "entropy_collapse"]
+    assert names(.5) == names(0.) == ["entropy_collapse"]
+
 def test_a_report_says_how_names_were_read_and_what_a_missing_column_holds():
     history = as_history([{"step": i, "clip_ratio/region_mean": .05, "kl": .1, "odd": 1} for i in range(9)])
     assert history.logged == {"clip_binding": "clip_ratio/region_mean", "kl_reference": "kl"}

@@ -1,14 +1,16 @@
 "A small sample of the attacks of benchmarks/faults.py, whose full numbers are in benchmarks/README.md."
 import ast
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 TOP = Path(__file__).resolve().parent.parent
 sys.path.append(str(TOP/"benchmarks"))
-from attacks import PARTS, Tally, disk, inputs, processes  # noqa: E402
+from attacks import PARTS, Tally, common, disk, inputs, processes  # noqa: E402
 from faults import table  # noqa: E402
 
 def made(make, tmp_path, n):
@@ -34,6 +36,18 @@ def test_a_number_that_cannot_be_is_refused(tmp_path, monkeypatch):
     few = [(cls, keys[::12]) for cls, keys in inputs.commands()]
     monkeypatch.setattr(inputs, "commands", lambda: few)
     made(inputs.numbers, tmp_path, 4)
+
+def test_a_busy_machine_is_no_hang(tmp_path, monkeypatch):
+    "A child may take twenty times what another one took here; one that takes longer is ended, and says so."
+    monkeypatch.setattr(common, "LIMITS", dict(seconds=1, slowest=0.))
+    assert common.forked(lambda: time.sleep(3), tmp_path).status == -14
+    assert common.forked(lambda: time.sleep(.3), tmp_path).status == 0 and common.limit(0) >= 6
+    assert common.forked(lambda: time.sleep(3), tmp_path).status == 0
+
+def test_a_process_that_ends_late_is_no_orphan():
+    late = subprocess.Popen(["sleep", "1"])
+    assert processes.left_over([late.pid], .2) == [late.pid] and processes.left_over([late.pid], 20) == []
+    late.wait()
 
 def test_the_table_is_of_these_attacks():
     "Each row that is kept was made, and nothing came through."

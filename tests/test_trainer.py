@@ -84,6 +84,24 @@ def test_what_is_logged_of_a_step_is_what_happened():
     assert row["effective_moves"] == pytest.approx(math.exp(row["entropy"]))
     assert row["agreement_mean"] == pytest.approx(action_agreement(ro).mean().item())
 
+def test_the_gain_of_a_step_is_what_its_own_positions_say(monkeypatch):
+    "Expected value after the step less that before it, by the games played again; against the gradient it is lost."
+    t, twin = (make(lr=3e-3, loss=dict(moves="all")) for _ in range(2))
+    row, batch = t.step(), twin.play()
+    ro = batch.rollout
+    rows = ro.node[..., :-1][ro.train].unique()
+    old, new = (x.policy(x.model).dist(ro.tokens[rows], ro.legal[rows]).probs for x in (twin, t))
+    value = t.judge.of_moves([ro.fens[r] for r in rows.tolist()], ro.legal[rows])
+    gain = ((new - old)*value).sum(-1).mean().item()
+    assert row["gain_step"] == pytest.approx(gain, rel=1e-4) and gain > 0
+    assert math.isnan(make().step()["gain_step"])                     # nobody has judged the other moves
+    def upside_down(play=t.play):
+        batch = play()
+        batch.adv = -batch.adv
+        return batch
+    monkeypatch.setattr(t, "play", upside_down)
+    assert max(row["gain_step"] for row in steps(t, 3)[1:]) < 0       # the first still has the old momentum
+
 def test_the_time_of_a_step_is_all_of_it(monkeypatch):
     "Playing, updating and measuring: what a reader waits for is what the report adds up."
     def slow(f, by):

@@ -38,5 +38,6 @@ PARTS = dict(
                   "no hang, no orphan, resumable"),
     surroundings=Part(processes.surroundings, 12, "ASCII, no HOME, closed or full output, few handles, little memory",
                       "works, or one line"),
-    memory=Part(processes.memory, 3600, "seconds of training", "memory, handles, children flat"),
+    memory=Part(processes.memory, 3600, "seconds of training, and beside it of matches",
+                "memory, handles, children flat: the slope's interval includes 0"),
 )

@@ -62,6 +62,14 @@ class Tally:
         self.said[key] = self.said.get(key, 0) + n
 
 
+LIMITS = dict(seconds=120., slowest=0.)     # of a child; and the longest that a child took to come to its end
+
+
+def limit(seconds):
+    "When a child counts as hung: at least so many seconds, and twenty times what one took here that came to its end."
+    return int(max(seconds or LIMITS["seconds"], 20 * LIMITS["slowest"]))
+
+
 def in_child(work, log, seconds):
     "The child's side of a fork: `work()` with its output in files, never returning."
     try:
@@ -70,7 +78,7 @@ def in_child(work, log, seconds):
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             sys.stdout, sys.stderr = os.fdopen(os.dup(1), "w", 1), os.fdopen(os.dup(2), "w", 1)
-        signal.alarm(int(seconds))
+        signal.alarm(seconds)
         status = work()
         sys.stdout.flush()
     except SystemExit as e:
@@ -85,8 +93,9 @@ def in_child(work, log, seconds):
     os._exit(status or 0)
 
 
-def begin(work, log, seconds=120):
+def begin(work, log, seconds=0):
     "Fork a child that does `work()`; its process number."
+    seconds = limit(seconds)
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -99,10 +108,13 @@ def end(pid, log, started):
     "Wait for a child, end what it left of its session, and say what became of it."
     _, raw = os.waitpid(pid, 0)
     texts = [Path(f"{log}.{name}").read_text("utf-8", "replace") for name in ("out", "err")]
-    return Outcome(os.waitstatus_to_exitcode(raw), *texts, time.monotonic() - started)
+    found = Outcome(os.waitstatus_to_exitcode(raw), *texts, time.monotonic() - started)
+    if found.status == 0:
+        LIMITS["slowest"] = max(LIMITS["slowest"], found.seconds)
+    return found
 
 
-def forked(work, folder, seconds=120):
+def forked(work, folder, seconds=0):
     "Do `work()` in a forked child and wait: an Outcome. SIGALRM (-14) means that it hung."
     log, started = Path(folder) / f".said{random.randrange(10**9)}", time.monotonic()
     found = end(begin(work, log, seconds), log, started)
@@ -175,7 +187,8 @@ class Disk:
         if self.kind == "in" and name == "write":
             call(args[0], bytes(args[1])[: max(1, len(args[1]) // 2)])
         if self.kind == "after":
-            call(*args, **kw)
+            with contextlib.suppress(OSError):          # such as a folder that is there already
+                call(*args, **kw)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def wrap(self, name):

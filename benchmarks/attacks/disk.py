@@ -232,6 +232,8 @@ def goes_on(tally, folder, name, work, again, whole, n):
     names = counted(work, folder / "out", name)
     for k in chosen(range(1, len(names) + 1), n, seed=len(names)):
         shutil.rmtree(folder / "out", ignore_errors=True)
+        if name == "pretrain":
+            (folder / "out").mkdir()            # this command makes no folder
         error = random.Random(k).choice([errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
 
         def child(k=k, error=error):
@@ -266,8 +268,9 @@ def full_disk(tally, folder, n):
     goes_on(tally, folder, "label", labels, labels, same, n // 4)
     out = folder / "out/net.safetensors"
 
+    out.parent.mkdir(exist_ok=True)
+
     def fit():
-        out.parent.mkdir(exist_ok=True)
         return pretrain("train", "--labels", folder / "labels", "--out", out, *SUPERVISED)
 
     goes_on(tally, folder, "pretrain", fit, fit, out.exists, n // 4)

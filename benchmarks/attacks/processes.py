@@ -28,6 +28,14 @@ def children(pid):
     return found
 
 
+def left_over(pids, seconds=20):
+    "Those of these processes that are still there after so many seconds; a busy machine ends them late."
+    deadline = time.monotonic() + seconds
+    while (left := [p for p in pids if Path(f"/proc/{p}/exe").exists()]) and time.monotonic() < deadline:
+        time.sleep(.05)
+    return left
+
+
 def signals(tally, folder, n):
     "A signal at a random moment of train and its matches, label, supervised training, arena; then the work goes on."
     fresh(folder)
@@ -49,8 +57,7 @@ def signals(tally, folder, n):
         below = children(pid)
         os.kill(pid, getattr(signal, names[k % 3]))
         found = end(pid, folder / ".signal", begun)
-        time.sleep(.05)
-        orphans = [p for p in below if Path(f"/proc/{p}/exe").exists()]
+        orphans = left_over(below)
         said = found.err.strip().splitlines()[-1:] or [""]
         ended = found.status in (0, 130) or found.status in (-signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT)
         held = ended and "Traceback" not in found.err and not orphans
@@ -191,24 +198,45 @@ def slope(seconds, values):
     return b, b - half, b + half
 
 
+def watched(pids, seconds):
+    "Rows of time, MiB, file handles and children of each process, some four hundred in so many seconds."
+    begun, seen = time.monotonic(), {pid: [] for pid in pids}
+    while (now := time.monotonic() - begun) < seconds:
+        for pid, rows in seen.items():
+            status = Path(f"/proc/{pid}/status").read_text()
+            mib = int(status.partition("VmRSS:")[2].split()[0]) / 1024
+            rows.append((now, mib, len(os.listdir(f"/proc/{pid}/fd")), len(children(pid))))
+        time.sleep(max(.2, seconds / 400))
+    return seen
+
+
+def match_after_match(folder):
+    "Matches of 64 games in one process, until a signal ends one; a line for each."
+    while not (status := arena("--a", "tiny", "--b", "random", "--games", "64", "--json", folder / "x.json")):
+        with (folder / "matches").open("a") as f:
+            f.write("one\n")
+    return status
+
+
 def memory(tally, folder, n):
-    "So many seconds of training: memory, handles and children of the process; the slope's interval includes 0."
+    "So many seconds of training, and beside it of matches: memory, handles and children of each process."
     fresh(folder)
-    args = [*RUN, "--trainer.steps", "100000000", "--minutes", str(n / 60 + 1), "--trainer.checkpoint_every", "50"]
-    pid = begin(lambda: train(*args, "--out", folder, "--name", "x"), folder / ".m", 10**6)
-    begun, seen = time.monotonic(), []
-    while time.monotonic() < begun + n:
-        time.sleep(max(.2, n / 400))
-        status = Path(f"/proc/{pid}/status").read_text()
-        rss = int(status.partition("VmRSS:")[2].split()[0]) / 1024
-        seen.append((time.monotonic() - begun, rss, len(os.listdir(f"/proc/{pid}/fd")), len(children(pid))))
-    os.kill(pid, signal.SIGTERM)
-    found = end(pid, folder / ".m", begun)
-    late = [row for row in seen if row[0] > n / 5]                  # after the caches are full
-    steps = sum(1 for _ in (folder / "x/metrics.jsonl").open())
-    tally.note("steps", steps)
-    for k, name in ((1, "MiB an hour"), (2, "handles an hour"), (3, "children an hour")):
-        b, low, high = slope([r[0] for r in late], [r[k] for r in late])
-        tally.said[name] = f"{b:+.1f} [{low:+.1f}, {high:+.1f}]"
-        tally.add(low <= 0 <= high or abs(b) < 1e-9, (name, b, low, high))
-    tally.add(found.status == 130, found)
+    args = [*RUN, "--trainer.steps", "100000000", "--minutes", str(n / 60 + 60), "--trainer.checkpoint_every", "50"]
+    works = dict(training=lambda: train(*args, "--out", folder, "--name", "x"),
+                 matches=lambda: match_after_match(folder))
+    pids = {name: begin(work, folder / f".{name}", 10**6) for name, work in works.items()}
+    begun = time.monotonic()
+    seen = watched(pids.values(), n)
+    for pid in pids.values():
+        os.kill(pid, signal.SIGTERM)
+    tally.note("seconds", n)
+    for name, log in dict(training="x/metrics.jsonl", matches="matches").items():
+        found, rows = end(pids[name], folder / f".{name}", begun), seen[pids[name]]
+        late = [row for row in rows if row[0] > n / 5]                  # after the caches are full
+        unit = "steps" if name == "training" else "matches of 64 games"
+        tally.note(unit, sum(1 for _ in (folder / log).open()))
+        for k, what in ((1, "MiB"), (2, "handles"), (3, "children")):
+            b, low, high = slope([r[0] for r in late], [r[k] for r in late])
+            tally.said[f"{what} an hour of {name}"] = f"{b:+.1f} [{low:+.1f}, {high:+.1f}]"
+            tally.add(low <= 0 <= high or abs(b) < 1e-9, (name, what, b, low, high))
+        tally.add(found.status == 130, found)

@@ -3,12 +3,15 @@
     python nbs/experiments/doctor.py light DIR [--jobs N]   # make the runs that are missing, as DIR/*.json.gz
     python nbs/experiments/doctor.py runs DIR [--jobs N]    # the same with the real trainer, ten times as long
     python nbs/experiments/doctor.py verdicts DIR [--split tuned]   # ask the doctor; writes data/doctor.csv
+    python nbs/experiments/doctor.py runs DIR --split unseen --few 6 --healthy 24      # a part of them
+    python nbs/experiments/doctor.py verdicts DIR --table doctor_trainer.csv
 
 The runs are small networks on real positions with a judge that counts material, so that they need no engine. The
 light ones are games of one move (planted.py), which share the loss, the advantages and the ratio statistics with the
 real trainer and take a few milliseconds a step.
-Each fault has settings on which thresholds were tuned and settings that were looked at once, at the end. `--split
-tuned` looks at the former alone and writes nothing.
+Each fault has settings on which thresholds were tuned and settings that were looked at once, at the end. `verdicts
+--split tuned` looks at the former alone and writes nothing. `--few 6` makes the first six runs of each fault: two of
+each of three settings.
 A healthy run has no fault. What the doctor is told of a run are its columns and those settings that a user has in
 a configuration file; never what was planted.
 """
@@ -21,6 +24,7 @@ import json
 import math
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -329,14 +333,16 @@ def trainer_of(x, seed):
 
 
 def make_run(name, job, folder):
-    "One run, as rows and configuration in a file."
+    "One run, as rows and configuration in a file; a step's seconds are the processor's, so that others do not count."
     fault, split, x, seed = job
     torch.set_num_threads(1)
     t, told = (Light(*LIGHT, x, seed), told_of(x)) if LIGHT else trainer_of(x, seed)
     rows = []
     for step in range(16 if fault in BRIEF else STEPS):
+        begun = time.process_time()
         try:
             rows.append(t.step())
+            rows[-1]["seconds"] = time.process_time() - begun
         except (NotFinite, FloatingPointError):
             rows.append((rows[-1] if rows else {}) | dict(step=step, loss=math.nan, grad_norm=math.nan))
             break
@@ -354,18 +360,30 @@ def make_run(name, job, folder):
 LIGHT: tuple = ()  # the table of the small trainer; empty for the real one
 
 
-def light(folder, jobs=1):
+def light(folder, jobs=1, asked=None):
     "Make the runs that are missing with the small trainer of planted.py."
     global LIGHT
     LIGHT = table()
-    runs(folder, jobs)
+    runs(folder, jobs, asked)
 
 
-def runs(folder, jobs=1):
+def part_of(jobs, split="", few=0, healthy=0):
+    "The runs of one split, the first so many of each fault and of the healthy ones; 0 and nothing are all of them."
+    def wanted(name, fault):
+        most = few if fault else healthy
+        return (not split or jobs[name][1] == split) and (not most or int(name.rpartition("-")[2]) < most)
+
+    chosen = [name for name, job in jobs.items() if wanted(name, job[0])]
+    chosen.sort(key=lambda name: (bool(jobs[name][0]), int(name.rpartition("-")[2])))  # healthy ones, then in rounds
+    return {name: jobs[name] for name in chosen}
+
+
+def runs(folder, jobs=1, asked=None):
     "Make the runs that are missing."
     folder.mkdir(parents=True, exist_ok=True)
-    todo = {n: j for n, j in reversed(plan().items()) if not (folder / f"{n}.json.gz").exists()}  # healthy ones first
-    print(f"{len(todo)} of {len(plan())} runs to make", flush=True)
+    wanted = part_of(plan(), **(asked or {}))
+    todo = {n: j for n, j in wanted.items() if not (folder / f"{n}.json.gz").exists()}
+    print(f"{len(todo)} of {len(wanted)} runs to make", flush=True)
     boards = [parse_fen(f) for f in POSITIONS]
     judge_of().of_moves([position_key(b) for b in boards], torch.as_tensor(encode(boards)[1]))  # known to all processes
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
@@ -411,8 +429,8 @@ def verdict(path):
     )
 
 
-def verdicts(folder, jobs=1, only=""):
-    "A row for each run, in data/doctor.csv; of one split alone they are printed."
+def verdicts(folder, jobs=1, only="", name="doctor.csv"):
+    "A row for each run, in a table below data; of one split alone they are printed."
     paths = sorted(folder.glob(f"*-{only or '*'}-*.json.gz"))
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
         table = pool.map(verdict, paths, 4)
@@ -420,13 +438,13 @@ def verdicts(folder, jobs=1, only=""):
         wrong = [r for r in table if r["first"] != r["fault"] and r["fault"] != "healthy" or r["looks"]]
         print("\n".join(f"{r['run']:28} {r['all'] if r['fault'] != 'healthy' else r['looks']}" for r in wrong))
     else:
-        written(table)
+        written(table, name)
     summary(table)
 
 
-def written(table):
+def written(table, name):
     "The table as it is kept."
-    with (HERE / "data" / "doctor.csv").open("w", newline="") as f:
+    with (HERE / "data" / name).open("w", newline="") as f:
         out = csv.DictWriter(f, list(table[0]))
         out.writeheader()
         out.writerows(table)
@@ -452,9 +470,13 @@ if __name__ == "__main__":
     parser.add_argument("command", choices=("light", "runs", "verdicts"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--split", choices=("tuned", "unseen"), default="", help="verdicts: of these runs only")
+    parser.add_argument("--split", choices=("tuned", "unseen"), default="", help="these runs only")
+    parser.add_argument("--few", type=int, default=0, help="light, runs: at most so many runs of a fault and split")
+    parser.add_argument("--healthy", type=int, default=0, help="light, runs: at most so many healthy runs of a split")
+    parser.add_argument("--table", default="doctor.csv", help="verdicts: the file below data")
     asked = parser.parse_args()
     if asked.command == "verdicts":
-        verdicts(asked.folder, asked.jobs, asked.split)
+        verdicts(asked.folder, asked.jobs, asked.split, asked.table)
     else:
-        dict(light=light, runs=runs)[asked.command](asked.folder, asked.jobs)
+        few = dict(split=asked.split, few=asked.few, healthy=asked.healthy)
+        dict(light=light, runs=runs)[asked.command](asked.folder, asked.jobs, few)

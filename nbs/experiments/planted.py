@@ -115,10 +115,14 @@ class Light:
         rng = np.random.default_rng([self.seed, self.done, times])
         return value + self.x.get("noise", 0.0) * torch.as_tensor(rng.standard_normal(value.shape)).float()
 
+    def worth(self, rows, legal):
+        "Value of each legal move, 0 elsewhere."
+        value = 0.5 + self.x.get("shrink", 1.0) * (self.value[rows].nan_to_num(neginf=0.0) - 0.5)
+        return torch.where(legal, value, 0.0)
+
     def games(self, rows, old):
         "What the loss needs of the games, and what is logged of them."
-        value = 0.5 + self.x.get("shrink", 1.0) * (self.value[rows].nan_to_num(neginf=0.0) - 0.5)
-        value = torch.where(old.legal, value, 0.0)
+        value = self.worth(rows, old.legal)
         u = torch.as_tensor(uniforms(self.seed, self.done, list(range(self.boards)), (self.group,)))
         slot = torch.stack([old.sample(u[:, g]) for g in range(self.group)], 1)  # [B, G]
         reward = self.judged(value.gather(1, slot))
@@ -183,6 +187,8 @@ class Light:
         with torch.no_grad():
             after = MoveDist.from_logits(self.scores(rows), self.tau)
         row |= stats | dict(step=self.done, entropy=old.entropy().mean().item(), kl_step=old.kl(after).mean().item())
+        if self.loss.moves == "all":
+            row["gain_step"] = ((after.probs - old.probs) * self.worth(rows, old.legal)).sum(-1).mean().item()
         row |= dict(entropy_coef=self.loss.entropy_coef, kl_coef=self.kl_coef, lr=self.lr, temperature=self.tau)
         self.collapsed = self.collapsed + 1 if row["entropy"] < self.x.get("floor", 0.0) else 0
         row |= dict(collapsed=self.collapsed, seconds=time.process_time() - start)
