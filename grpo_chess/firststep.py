@@ -124,6 +124,7 @@ CAUSES = {
     "loss_top_p": Cause("the loss alone has top-p {size:.2f}", truncated_loss, TOP_P),
 }
 
+# %% ../nbs/07_firststep.ipynb #misfits01
 def misfits(
     seen:Numbers,
     told:Numbers,        # what a cause predicts
@@ -156,6 +157,7 @@ class Fit:
     @property
     def title(self)->str: return CAUSES[self.cause].title.format(size=self.size)
 
+# %% ../nbs/07_firststep.ipynb #bestfit01
 UNEVEN = (.5, 2.5)      # how unlike in decidedness positions are: as a trained network's, and some decided, some open
 
 @lru_cache(64)
@@ -185,6 +187,7 @@ def best_fit(
             fits.append(Fit(name, size, sum(wrong.values()), len(wrong), told))
     return min(fits, key=lambda f: f.chi2)
 
+# %% ../nbs/07_firststep.ipynb #weighed01
 def weighed(fits:list[Fit], prior:dict[str, float]|None=None)->list[Fit]:      # best first
     "Fits with weights: prior × exp(-χ²/2), normalised; where nothing fits, the nearest has it all."
     least = min(f.chi2 for f in fits)
