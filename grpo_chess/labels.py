@@ -433,8 +433,8 @@ def bar(total:int|None, unit:str, quiet:bool, **kw)->tqdm:
 def openings_only(cfg:LabelConfig)->str:      # empty where games are played out
     "A shard that is full before its games are over holds openings and nothing else: what to do about it."
     if (plies := cfg.rows//cfg.games) >= MAX_PLIES: return ""
-    return (f"note: {cfg.rows:,} positions of {cfg.games} games are {plies} plies of each, so a shard holds few endgames "
-            f"or none; --games {max(2, cfg.rows//MAX_PLIES//2*2)} plays them to their ends")
+    return (f"note: {cfg.rows:,} positions of {cfg.games} games are {plies} plies of each, so a shard holds few "
+            f"endgames or none; --games {max(2, cfg.rows//MAX_PLIES//2*2)} plays them to their ends")
 
 def label(
     cfg:LabelConfig,

@@ -85,7 +85,7 @@ def verdict(
 )->str:                     # what a run taught, in a sentence
     "Learned, got worse, or not shown: what no lower temperature can buy."
     low, high = match.interval
-    gain = f"{str(match).rpartition('Elo ')[2]} Elo at the most likely move that repeats nothing, of both, by the rules of chess"
+    gain = f"{str(match).rpartition('Elo ')[2]} Elo by most likely moves that repeat nothing, by the rules of chess"
     if len(match.scores) < ENOUGH: return f"**Too few games to say what it learned:** {gain}."
     if low > .5: return f"**It learned:** {gain}."
     if high < .5: return f"**It got worse:** {gain}."
