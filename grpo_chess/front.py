@@ -22,8 +22,8 @@ from .engine import EngineConfig, EnginePool
 from .matches import JudgeConfig, MatchResult, play_match
 from .model import Policy
 from .players import (
-    ArenaError, Player, engine_player, load_player_model, needs_engine, policy_player, random_openings, random_player,
-    read_name, weak_engine_player)
+    ArenaError, Player, engine_player, load_player_model, needs_engine, new_actions, policy_player, random_openings,
+    random_player, read_name, weak_engine_player)
 from .report import Outcome
 from .settings import ConfigError, flatten
 from .stats import MIN_GAMES
@@ -38,31 +38,35 @@ class LoadedPolicy(Policy):
     "A policy that can be asked for a move."
     greedy: bool = True         # the most likely move, at any temperature
     name: str = "policy"
+    repeats: bool = True        # False: what brings back a position of the game is left out, where others are left
 
     def probabilities(self, position:chess.Board|str)->dict[chess.Move, float]:    # most likely first
-        "What the policy thinks of every legal move; PositionError or ArenaError if there is none."
+        "What the policy thinks of every move that it may play; PositionError or ArenaError if there is none."
         board = position if isinstance(position, chess.Board) else parse_fen(position)
         if end := terminal(board): raise ArenaError(f"the game is over ({end.name.lower()}): {board.fen()}")
-        tokens, legal = (torch.as_tensor(x) for x in encode([board]))
-        with torch.no_grad(): probs = self.dist(tokens.to(self.device), legal.to(self.device)).probs[0].tolist()
-        moves = {action_to_move(action, board.turn): p for action, p in zip(legal[0].tolist(), probs)}
+        tokens, actions = encode([board])
+        if not self.repeats: actions = new_actions([board], actions)
+        legal = torch.as_tensor(actions, device=self.device)
+        with torch.no_grad(): probs = self.dist(torch.as_tensor(tokens, device=self.device), legal).probs[0].tolist()
+        moves = {action_to_move(action, board.turn): p for action, p in zip(legal[0].tolist(), probs) if action >= 0}
         return dict(sorted(moves.items(), key=lambda item: -item[1]))
 
     def move(self, position:chess.Board|str, seed:int=0)->chess.Move:
         "The most likely move; at a temperature, one drawn with `seed`."
         board = position if isinstance(position, chess.Board) else parse_fen(position)
         if end := terminal(board): raise ArenaError(f"the game is over ({end.name.lower()}): {board.fen()}")
-        return policy_player(self, self.greedy, seed)([board], [0], board.ply())[0]
+        return policy_player(self, self.greedy, seed, repeats=self.repeats)([board], [0], board.ply())[0]
 
 def load(
     name:str|Path="tiny",       # weights of the package, a .safetensors file, or the folder of a run
     temperature:float=0.,       # 0 plays the most likely move
+    repeats:bool=True,          # False: no move that brings back a position of the game, where there is another
 )->LoadedPolicy:
     "A policy; ArenaError or WeightsError says in one line what cannot be."
     if not 0 <= temperature < float("inf"): raise ArenaError(f"temperature = {temperature} must be a number from 0")
     model = load_player_model(str(name))
     if model is None: raise ArenaError(f"{name} has no weights: give it to match by its name")
-    return LoadedPolicy(model, temperature or 1., temperature == 0, str(name))
+    return LoadedPolicy(model, temperature or 1., temperature == 0, str(name), repeats)
 
 # %% ../nbs/11_front.ipynb #f11f000b
 @dataclass
@@ -81,7 +85,8 @@ class Match(MatchResult):
 # %% ../nbs/11_front.ipynb #f11f0016
 def named_player(player:Policy|Player|str|Path, pool:EnginePool|None, seed:int)->tuple[str, Player]:
     "A player of a match and its name."
-    if isinstance(player, LoadedPolicy): return player.name, policy_player(player, player.greedy, seed)
+    if isinstance(player, LoadedPolicy):
+        return player.name, policy_player(player, player.greedy, seed, repeats=player.repeats)
     if isinstance(player, Policy): return f"policy at T={player.temperature:g}", policy_player(player, False, seed)
     if callable(player): return getattr(player, "__name__", "player"), player
     (kind, settings), text = read_name(str(player)), str(player)
@@ -91,7 +96,8 @@ def named_player(player:Policy|Player|str|Path, pool:EnginePool|None, seed:int)-
     if pool and kind == "stockfish": return text, engine_player(pool, **settings)
     model, temperature = load_player_model(text), settings.get("temperature", 0.)
     if model is None: raise ArenaError(f"{text} needs an engine")
-    return text, policy_player(Policy(model, temperature or 1.), temperature == 0, seed)
+    repeats = settings.get("repeats", 1) == 1
+    return text, policy_player(Policy(model, temperature or 1.), temperature == 0, seed, repeats=repeats)
 
 def match(
     a:Policy|Player|str|Path,       # the player whose score is counted

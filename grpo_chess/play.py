@@ -66,6 +66,8 @@ OPTIONS = [
     Option("Weights", "string", "tiny", "weights of the package, a .safetensors file, or the folder of a run"),
     Option("Temperature", "number", "0", "0 plays the most likely move; above 0 moves are drawn, the more evenly the "
            "higher it is"),
+    Option("Repeats", "check", "false", "false: a move that brings back a position of the game is left out, where "
+           "there is another; true: it may be played"),
     Option("Seed", "spin", "-1", "where the drawn moves come from: the same seed plays the same game again; "
            "-1 takes another one at every start", -1, 2**31 - 1),
     Option("MultiPV", "spin", "1", "how many of the policy's moves are listed", 1, 218),
@@ -85,12 +87,14 @@ class PlayConfig:
     Args:
         weights: weights of the package, a .safetensors file, or the folder of a run
         temperature: 0 plays the most likely move; above 0 moves are drawn, the more evenly the higher it is
+        repeats: may a move bring back a position of the game? Otherwise it is left out, where there is another
         seed: where the drawn moves come from; -1 takes another one at every start
         multipv: how many of the policy's moves are listed
         threads: processor threads of the network
     """
     weights: str = "tiny"
     temperature: float = 0.
+    repeats: bool = False
     seed: int = -1
     multipv: int = 1
     threads: int = 1
@@ -100,6 +104,7 @@ class PlayConfig:
     def options(self)->dict[str, Option]:
         "The options by their names in small letters, with these defaults; ConfigError for one that cannot be."
         given = {name: f"{value:g}" if name == "temperature" else str(value) for name, value in vars(self).items()}
+        given["repeats"] = given["repeats"].lower()
         out = {o.name.lower(): replace(o, default=given.get(o.name.lower(), o.default)) for o in OPTIONS}
         for option in out.values(): option.read(option.default)
         return out
@@ -129,17 +134,20 @@ def read_position(
 
 # %% ../nbs/12_play.ipynb #f1200024
 def choose(
-    policy:LoadedPolicy,            # its temperature, and whether it is greedy
+    policy:LoadedPolicy,            # its temperature, whether it is greedy, and whether it may repeat
     board:chess.Board,
     only:list[chess.Move],          # moves to choose from; empty: all
     u:float,                        # uniform in [0, 1): decides where a move is drawn
-)->tuple[chess.Move|None, list[tuple[chess.Move, float]]]:      # None if there is no move; all moves, likely ones first
-    "The policy's move and what it thinks of all of them; ConfigError if the weights give no probabilities."
+)->tuple[chess.Move|None, list[tuple[chess.Move, float]]]:      # None if there is no move; likely ones first
+    "The policy's move and what it thinks of all that it may play; ConfigError if the weights give no probabilities."
     import torch
+
+    from grpo_chess.players import comes_back
     tokens, legal = (torch.as_tensor(x) for x in encode([board]))
     moves = [action_to_move(action, board.turn) for action in legal[0].tolist() if action >= 0]
     kept = [slot for slot, move in enumerate(moves) if not only or move in only]
     if not kept: return None, []
+    if not policy.repeats: kept = [slot for slot in kept if not comes_back(board, moves[slot])] or kept
     with torch.inference_mode(): dist = policy.dist(tokens, legal[:, kept])
     if not dist.logp.isfinite().all(): raise ConfigError(f"{policy.name}: its scores of {board.fen()} are not finite")
     slot = int(dist.argmax() if policy.greedy else dist.sample(torch.tensor([u])))
@@ -213,7 +221,8 @@ def prepare(engine:Engine)->LoadedPolicy:
     "The policy that the options ask for; ConfigError if not even the weights of the command line can be played."
     seed, threads, temperature = seed_of(engine), int(engine.values["Threads"]), float(engine.values["Temperature"])
     weights = str(engine.values["Weights"]) or "tiny"
-    wanted = weights, temperature, threads, seed
+    repeats = bool(engine.values["Repeats"])
+    wanted = weights, temperature, repeats, threads, seed
     if engine.policy and engine.prepared == wanted: return engine.policy
     use_threads(threads)
     try: policy = engine.policy if engine.policy and weights == engine.prepared[0] else load_policy(weights)
@@ -224,9 +233,11 @@ def prepare(engine:Engine)->LoadedPolicy:
         engine.values["Weights"] = engine.spare
         engine.fault(f"{e}; {engine.spare} plays instead")
         return prepare(engine)
-    engine.policy = replace(policy, temperature=temperature or 1., greedy=temperature == 0)
+    engine.policy = replace(policy, temperature=temperature or 1., greedy=temperature == 0, repeats=repeats)
     engine.prepared, engine.spare = wanted, weights
-    how = f"drawn at temperature {temperature:g} with seed {seed}" if temperature else "the most likely one"
+    among, new = ("", "") if repeats else (" among those that repeat no position,", " that repeats no position")
+    drawn = f"drawn{among} at temperature {temperature:g} with seed {seed}"
+    how = drawn if temperature else f"the most likely one{new}"
     engine.say(f"info string {weights} plays; a move is {how}")
     return engine.policy
 
@@ -256,6 +267,9 @@ def best(engine:Engine, words:list[str])->str:
     move, listed = choose(policy, board, only, draw(seed_of(engine), engine.game, board.ply()))
     if move is None: raise UciError(f"no move in {board.fen()}: the game is over")
     ms = round(1000*(time.perf_counter() - started))
+    shown = {move for move, _ in listed}
+    out = [m.uci() for m in only or board.legal_moves if m not in shown]
+    if out: engine.say(f"info string left out, because they repeat a position: {' '.join(out)}")
     for line in report(listed, int(engine.values["MultiPV"]), ms): engine.say(line)
     return move.uci()
 

@@ -27,8 +27,8 @@ from .uci import surroundings
 class ArenaError(RuntimeError): "A player, a judge or a file did not do its part; one line says which."
 
 # %% auto #0
-__all__ = ['Player', 'UNITS', 'PAWN', 'RESULTS', 'KINDS', 'ArenaError', 'draws', 'random_player', 'first_new', 'policy_player',
-           'game_text', 'Overlapped', 'engine_player', 'engine_units', 'skill_pick', 'best_scores',
+__all__ = ['Player', 'UNITS', 'PAWN', 'RESULTS', 'KINDS', 'ArenaError', 'draws', 'random_player', 'comes_back', 'new_actions',
+           'policy_player', 'game_text', 'Overlapped', 'engine_player', 'engine_units', 'skill_pick', 'best_scores',
            'weak_engine_player', 'OtherEngine', 'erring_player', 'random_openings', 'read_openings', 'file_openings',
            'read_name', 'needs_engine', 'load_player_model']
 
@@ -68,43 +68,53 @@ def random_player(
         return moves
     return play
 
-# %% ../nbs/08_players.ipynb #89fc805d
-def first_new(
+# %% ../nbs/08_players.ipynb #89fc805c
+def comes_back(
     board:chess.Board,      # with its moves
-    moves:list[chess.Move], # the preferred ones first
-)->chess.Move:
-    "The first move that brings back no position of the game; the very first, where all of them do."
-    for move in moves:
-        board.push(move)
-        again = board.is_repetition(2)
-        board.pop()
-        if not again: return move
-    return moves[0]
+    move:chess.Move,
+)->bool:
+    "Does a legal move bring back a position of the game?"
+    if board.halfmove_clock < 3 or board.is_zeroing(move): return False     # the shortest way back takes four plies
+    board.push(move)
+    again = board.is_repetition(2)
+    board.pop()
+    return again
 
+def new_actions(
+    boards:list[chess.Board],   # [B] with their moves
+    legal:np.ndarray,           # [B, L] actions, padding -1 at the end
+)->np.ndarray:                  # [B, L]
+    "The moves that bring back no position of the game; all of them, where none is left."
+    out = np.full_like(legal, -1)
+    for row, board, new in zip(legal.tolist(), boards, out):
+        moves = [a for a in row if a >= 0]
+        kept = [a for a in moves if not comes_back(board, action_to_move(a, board.turn))] or moves
+        new[:len(kept)] = kept
+    return out
+
+# %% ../nbs/08_players.ipynb #89fc805d
 def policy_player(
     policy:Policy,         # weights and temperature
     greedy:bool=False,     # True: always the most likely move
     seed:int=0,            # of the draws, when not greedy
     bf16:bool=False,       # bfloat16 matrix products: about twice as fast on CPUs that have them, and rounded scores
-    repeats:bool=True,     # False, when greedy: the most likely move that brings back no position of the game
+    repeats:bool=True,     # False: moves that bring back a position of the game are left out, where others are left
 )->Player:
     "Plays a policy, without dropout."
     @torch.inference_mode()
     def play(boards, games, ply):
-        tokens, legal = (torch.as_tensor(x).to(policy.device) for x in encode(boards))
+        tokens, actions = encode(boards)
+        if not repeats: actions = new_actions(boards, actions)
+        tokens, legal = (torch.as_tensor(x).to(policy.device) for x in (tokens, actions))
         was_training = policy.model.training
         policy.model.eval()
         try:
             with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16): dist = policy.dist(tokens, legal)
         finally: policy.model.train(was_training)
-        if greedy and not repeats:
-            ranked = legal.gather(1, dist.logp.argsort(-1, descending=True)).tolist()
-            return [first_new(board, [action_to_move(a, board.turn) for a in row if a >= 0])
-                    for row, board in zip(ranked, boards)]
         numbers = torch.as_tensor(draws(seed, games, ply), device=policy.device)
         slot = dist.argmax() if greedy else dist.sample(numbers)
-        actions = legal.gather(1, slot[:, None])[:, 0].tolist()
-        return [action_to_move(a, board.turn) for a, board in zip(actions, boards)]
+        chosen = legal.gather(1, slot[:, None])[:, 0].tolist()
+        return [action_to_move(a, board.turn) for a, board in zip(chosen, boards)]
     return play
 
 # %% ../nbs/08_players.ipynb #621dd4e4

@@ -46,6 +46,7 @@ class Table:
     temperature: float = 1.             # 0 plays the most likely move
     human: chess.Color = chess.WHITE
     start: chess.Board = field(default_factory=chess.Board)
+    repeats: bool = False               # may the policy bring back a position of the game, where it has another move?
     seed: int = 0                       # of the policy's draws
     games: int = 0                      # begun so far; each draws other numbers
     flipped: bool = False               # Black below
@@ -59,7 +60,8 @@ class Table:
     @property
     def mind(self)->LoadedPolicy:
         "The policy at the temperature of the table."
-        return replace(self.policy, temperature=self.temperature or 1., greedy=not self.temperature)
+        return replace(
+            self.policy, temperature=self.temperature or 1., greedy=not self.temperature, repeats=self.repeats)
 
     def say(self, message:str, wrong:bool=False)->None:
         "A line for the person, and whatever else is new."
@@ -271,13 +273,14 @@ def play_board(
     white:bool=True,                    # which side you play
     start:chess.Board|str|None=None,    # a board or a FEN; None: the initial position
     seed:int=0,                         # of the policy's draws
+    repeats:bool=False,                 # may it bring back a position of the game, where it has another move?
 )->PlayBoard:
     "Play against weights on a board; ArenaError, PositionError or WeightsError says in one line what cannot be."
     if isinstance(policy, LoadedPolicy): loaded, own = policy, 0. if policy.greedy else policy.temperature
     elif isinstance(policy, Policy): loaded, own = LoadedPolicy(policy.model), policy.temperature
     else: loaded, own = load(policy), .5
     board = parse_fen(start) if isinstance(start, str) else start or chess.Board()
-    table = Table(loaded, human=white, start=board, seed=seed)
+    table = Table(loaded, human=white, start=board, seed=seed, repeats=repeats)
     heat(table, own if temperature is None else temperature)
     new_game(table, white)
     player = PlayBoard(table)

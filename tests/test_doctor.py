@@ -125,6 +125,13 @@ def test_two_temperatures_that_are_known_to_be_equal_are_no_cause():
     known = prior_of(both | dict(loss_temperature=1., dropout=0.), fit_causes(forgot))
     assert fit_causes(forgot, prior=known)[0].cause == "sharper"
 
+def test_ratios_outside_of_the_range_are_no_fault_where_nothing_clips():
+    "Learning towards the improved policy has no clip: replayed positions have ratios far from 1."
+    def names(binding):
+        return diagnose(from_rows([dict(step=i, clip_region=.55*(i > 0), clip_binding=binding*(i > 0), ratio_error=0.,
+                                        entropy=2.) for i in range(50)])).names()
+    assert "clip_fraction" not in names(0.) and "clip_fraction" in names(.4)
+
 def test_several_updates_a_step_are_no_fault_and_a_large_clip_fraction_is():
     def log(clip): return from_rows([{"step": i, "clip_region": clip, "entropy": 2.} for i in range(50)])
     small, large = diagnose(log(.1)), diagnose(log(.4))

@@ -9,6 +9,7 @@ from graphlib import TopologicalSorter
 
 import nbformat
 import pytest
+import warm
 from browser import MISSING
 from nbclient import NotebookClient
 from pages import BROWSER, TOP, WIDGET, compare
@@ -50,7 +51,7 @@ RUN = [p for p in NOTEBOOKS if MISSING or p.stem == "index" or not any(b in str(
 
 @pytest.mark.parametrize("path", RUN, ids=name_of)
 def test_runs_and_repeats_its_outputs(path):
-    """A fresh process runs the page from top to bottom and prints what is stored; its sliders move.
+    """A process of its own runs the page from top to bottom and prints what is stored; its sliders move.
 
     Lessons are started in the top folder here, and in their own by nbdev_test; other pages in their own.
     """
@@ -62,7 +63,9 @@ def test_runs_and_repeats_its_outputs(path):
     if "explore(" in path.read_text():
         fresh.cells.append(nbformat.v4.new_code_cell(MOVE_SLIDERS))
     os.environ |= {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}  # two tests at a time: a thread each
-    NotebookClient(fresh, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    where = {"metadata": {"path": str(folder)}}
+    with warm.kernels():  # which have torch, and nothing of grpo_chess
+        NotebookClient(fresh, timeout=600, kernel_name="python3", resources=where).execute()
     compare(path, fresh)
 
 

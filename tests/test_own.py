@@ -18,6 +18,7 @@ import grpo_chess
 from grpo_chess import load, match, preset, run, train
 from grpo_chess.board import PositionError, encode
 from grpo_chess.engine import EngineError
+from grpo_chess.front import named_player
 from grpo_chess.model import MODELS, ChessTransformer, Policy, save_model
 from grpo_chess.own import OwnJudge, check_model, check_positions, check_reward
 from grpo_chess.players import ArenaError
@@ -270,3 +271,16 @@ def test_an_adjudicated_match_asks_an_engine():
 def test_a_value_is_seen_as_numbers_of_any_kind():
     for kind in (list, tuple, np.array, torch.tensor):
         assert check_reward(lambda boards, kind=kind: kind([.5]*len(boards)))
+
+def test_a_loaded_policy_can_be_told_to_repeat_nothing():
+    "By the moves of a board; a FEN has none. And a player that a match knows by its name."
+    game = chess.Board()
+    for word in "d2d4 d7d5 g1f3 g8f6 f3g1 f6g8".split(): game.push_uci(word)
+    plain, told, repeat = load("tiny"), load("tiny", repeats=False), chess.Move.from_uci("g1f3")
+    second = [*plain.probabilities(game)][1]
+    assert plain.move(game) == told.move(game.fen()) == repeat and told.move(game) == second
+    shares = told.probabilities(game)
+    assert repeat not in shares and sum(shares.values()) == pytest.approx(1)
+    assert shares[second] == pytest.approx(plain.probabilities(game)[second]/(1 - plain.probabilities(game)[repeat]))
+    for player, move in (("tiny", repeat), ("tiny:repeats=0", second), (told, second)):
+        assert named_player(player, None, 0)[1]([game], [0], 6) == [move]

@@ -172,6 +172,47 @@ def test_draws_as_often_as_it_says():
     assert abs(often - p) < 4 * (p * (1 - p) / 400) ** 0.5
 
 
+SEEN = "d2d4 d7d5 g1f3 g8f6 f3g1 f6g8"          # the policy's g1f3 brings back what was there after three plies
+
+
+def test_it_repeats_no_position_of_the_game():
+    "The moves of `position` are the game; a position without them has none, and with `Repeats` it is not looked at."
+    game, policy = f"position startpos moves {SEEN}", load()
+    after = chess.Board()
+    for word in SEEN.split():
+        after.push_uci(word)
+    likeliest, second = (move.uci() for move in [*policy.probabilities(after)][:2])
+    assert likeliest == "g1f3"
+    told = hear(game, "go")
+    assert bestmoves(told) == [second] and "info string left out, because they repeat a position: g1f3" in told
+    assert "repeats no position" in told[0]
+    assert bestmoves(hear(f"position fen {after.fen()}", "go")) == ["g1f3"]
+    repeats = "setoption name Repeats value true"
+    for plain in (hear(repeats, game, "go"), hear(game, "go", cfg=PlayConfig(repeats=True))):
+        assert bestmoves(plain) == ["g1f3"] and not any("repeat" in line for line in plain)
+    assert bestmoves(hear(game, "go", repeats, "go")) == [second, "g1f3"]
+
+
+def test_no_drawn_move_repeats_and_the_others_share_its_probability():
+    game = f"position startpos moves {SEEN}"
+    said = hear(game, *["go", "ucinewgame", game] * 100, cfg=PlayConfig(temperature=1.0, seed=3))
+    moves = bestmoves(said)
+    assert len(moves) == 100 and "g1f3" not in moves and len({*moves}) > 5
+    listed = next(line for line in said if line.startswith("info string policy ")).split()[3:]
+    policy = load("tiny", 1.0)
+    board = chess.Board()
+    for word in SEEN.split():
+        board.push_uci(word)
+    plain = policy.probabilities(board)
+    best = chess.Move.from_uci(listed[0])
+    assert listed[1] == f"{plain[best] / (1 - plain[chess.Move.from_uci('g1f3')]):.1%}"
+
+
+def test_the_only_move_is_played_though_it_repeats():
+    said = hear(f"position startpos moves {SEEN}", "go searchmoves g1f3")
+    assert bestmoves(said) == ["g1f3"] and not errors(said) and not any("left out" in line for line in said)
+
+
 def test_temperature_is_set_in_the_middle_of_a_game():
     said = hear("setoption name Seed value 7", "go", "setoption name temperature value 1.0", "go",
                 "setoption name Temperature value 0", "go")

@@ -1,4 +1,5 @@
 import math
+import random
 from collections import Counter
 
 import chess
@@ -11,8 +12,8 @@ from grpo_chess.engine import MATE
 from grpo_chess.matches import play_match
 from grpo_chess.model import MODELS, ChessTransformer, ModelConfig, Policy, WeightsError, save_model
 from grpo_chess.players import (
-    ArenaError, draws, engine_player, engine_units, file_openings, game_text, load_player_model, policy_player,
-    random_openings, random_player, read_name, read_openings, skill_pick, weak_engine_player)
+    ArenaError, comes_back, draws, engine_player, engine_units, file_openings, game_text, load_player_model,
+    policy_player, random_openings, random_player, read_name, read_openings, skill_pick, weak_engine_player)
 
 def test_openings():
     some = random_openings(40, seed=2, plies=6)
@@ -65,6 +66,42 @@ def test_where_every_move_repeats_the_likeliest_is_played():
     for move in ("h1g1", "g3h3", "g1h1", "h3g3"): board.push_uci(move)
     assert [m.uci() for m in board.legal_moves] == ["h1g1"]
     assert policy_player(Policy(Likes()), greedy=True, repeats=False)([board], [0], 4)[0].uci() == "h1g1"
+
+def back_and_forth():
+    "A rook went out and came back: after a1a2 a position of the game is there again."
+    board = chess.Board("7k/8/8/8/8/8/8/R3K3 w - - 0 1")
+    for move in ("a1a2", "h8h7", "a2a1", "h7h8"): board.push_uci(move)
+    return board
+
+def test_at_a_temperature_too_no_drawn_move_repeats():
+    board, like = back_and_forth(), Policy(Likes("a1a2", "a1a3"), 5.)
+    def often(repeats):
+        moves = policy_player(like, seed=1, repeats=repeats)([board]*600, list(range(600)), 4)
+        return {m: sum(x.uci() == m for x in moves)/600 for m in ("a1a2", "a1a3", "e1f1")}
+    plain, told = often(True), often(False)
+    assert plain["a1a2"] > .15 and told["a1a2"] == 0
+    for move in ("a1a3", "e1f1"):                   # the others share what it leaves, in the same proportion
+        assert abs(told[move] - plain[move]/(1 - plain["a1a2"])) < .07 and told[move] > plain[move]
+
+def test_where_nothing_repeats_the_same_moves_are_drawn():
+    boards = [chess.Board(), chess.Board("7k/8/8/8/8/8/8/R3K3 w - - 40 60")]
+    for greedy in (True, False):
+        plain, told = (policy_player(Policy(Likes(), 1.), greedy, 3, repeats=repeats)(boards*50, list(range(100)), 4)
+                       for repeats in (True, False))
+        assert plain == told
+
+def test_what_comes_back_is_what_the_rules_count():
+    "In a game that goes in circles: against python-chess, move by move."
+    rng, board, back = random.Random(0), chess.Board("n1k5/8/8/8/8/8/8/N1K4R w - - 3 9"), 0
+    for _ in range(60):
+        moves = list(board.legal_moves)
+        for move in moves:
+            after = board.copy()
+            after.push(move)
+            assert comes_back(board, move) == after.is_repetition(2)
+            back += after.is_repetition(2)
+        board.push(rng.choice([m for m in moves if not board.is_zeroing(m)][:2]))
+    assert back > 20
 
 @pytest.mark.parametrize("text, says", [
     ("tiny:repeats=2", "repeats is 0 or 1"), ("tiny:repeats=no", "is not a number")])

@@ -1,8 +1,14 @@
 "A process of the tests that is forked begins as a new interpreter does."
 
 import json
+import os
 
+import nbformat
+import pytest
 import warm
+from jupyter_client import KernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 ASK = """
 import json, os, sys
@@ -35,3 +41,27 @@ def test_it_can_be_killed(tmp_path):
     process.kill()
     process.join(30)
     assert process.exitcode == -9
+
+
+def cells(*sources):
+    "A page of these cells."
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+
+
+def test_a_kernel_has_torch_and_nothing_of_ours_and_draws(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(warm.TOP))
+    page = cells("import os, sys; print('torch' in sys.modules, 'grpo_chess' in sys.modules, os.getcwd())",
+                 "from matplotlib import pyplot as plt; import grpo_chess; plt.plot([1, 2]); plt.show()", "1/0")
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"), warm.kernels():
+        NotebookClient(page, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert page.cells[0].outputs[0].text == f"True False {tmp_path}\n"
+    assert "image/png" in page.cells[1].outputs[-1].data
+
+
+def test_a_kernel_ends_when_it_is_told_to():
+    with warm.kernels():
+        manager = KernelManager(kernel_name="python3")
+        manager.start_kernel()
+        pid = manager.provisioner.pid
+        manager.shutdown_kernel(now=True)
+    with pytest.raises(ProcessLookupError): os.kill(pid, 0)

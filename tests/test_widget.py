@@ -113,6 +113,32 @@ def test_a_game_that_ends_with_the_policys_move_says_so():
     do(table, "move", uci="g1f1")
     assert table.message == "net played Rb1# (100 %). Checkmate, 0-1." and not view(table)["legal"]
 
+SEEN = "d2d4 d7d5 g1f3 g8f6 f3g1 f6g8".split()
+
+def shuffled(**settings):
+    "A game in which the policy's most likely move would bring back a position."
+    table = seat(temperature=0., human=chess.BLACK, **settings)
+    table.board = after(*SEEN)
+    return table
+
+def test_the_policy_repeats_no_position_of_the_game_unless_told_to():
+    table, plain = shuffled(), shuffled(repeats=True)
+    for t in (table, plain): w.answer(t)
+    assert plain.board.peek().uci() == "g1f3" != table.board.peek().uci()
+    second = [*TINY.probabilities(after(*SEEN))][1]
+    assert table.board.peek() == second and "(100 %)" in table.message
+
+def test_thoughts_leave_out_what_would_repeat():
+    table = shuffled()
+    assert [m.uci() for m, _ in thoughts(table)] != ["g1f3"]
+    do(table, "temperature", value=1)
+    assert "g1f3" not in [m.uci() for m, _ in thoughts(table)]
+    table.repeats = True
+    assert thoughts(table)[0][0].uci() == "g1f3"
+
+def test_a_board_can_be_told_to_repeat():
+    assert not play_board("tiny").table.repeats and play_board("tiny", repeats=True).table.repeats
+
 WEIGHTS = [("tiny", .5), (TINY, 0.), (Policy(TINY.model, .3), .3), (load("untrained:preset=tiny", 1.), 1.)]
 
 @pytest.mark.parametrize("weights, temperature", WEIGHTS, ids=["name", "loaded", "policy", "untrained"])

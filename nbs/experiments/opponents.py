@@ -3,11 +3,13 @@
     .ci/setup opponents
     python nbs/experiments/opponents.py imitator runs/x/model.safetensors --games 200 --out data/opponents.csv
     python nbs/experiments/opponents.py imitator runs/x/model.safetensors --regret data/imitator_regret.csv
+    python nbs/experiments/opponents.py imitator runs/x/model.safetensors --regret regret.csv --labels LABELS
     python nbs/experiments/opponents.py imitator tiny --ends data/won_draws.csv
 
 The second command plays nothing: it measures what each policy gives away on held-out positions, and the difference to
-the start with the interval over the positions, which are shared. The third counts how games end against two other
-opponents, which are not of the panel, and which draws were won positions: four pawns ahead, by material.
+the start with the interval over the positions, which are shared. The third does so on labels that were made for it, of
+which there can be as many as a small difference needs. The fourth counts how games end against two other opponents,
+which are not of the panel, and which draws were won positions: four pawns ahead, by material.
 
 The first weights are the start. Everybody plays the most likely move, by the rules of chess, from the same random
 openings, each with both colours. Three opponents are engines that are not Stockfish, with a fixed share of random
@@ -24,13 +26,16 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from grpo_chess.arena import ArenaConfig, run
+from grpo_chess.labels import read_shard
 from grpo_chess.matches import JudgeConfig
 from grpo_chess.measures import read_labels, regret
 from grpo_chess.model import Policy
 from grpo_chess.players import load_player_model
 from grpo_chess.reward import material
+from grpo_chess.targets import measure, to_batch, training_shards
 
 HELD_OUT = Path(__file__).resolve().parent.parent / "data/heldout.jsonl"
 
@@ -39,6 +44,7 @@ PANEL = {
     "toga2": "engine:path=toga2,depth=1,errs=0.2,seed=1",
     "fairy-stockfish": "engine:path=fairy-stockfish,depth=1,skill=-3",
     "level 0": "stockfish:skill=0",
+    "level 1": "stockfish:skill=1",
     "level 2": "stockfish:skill=2",
 }
 
@@ -81,17 +87,36 @@ def short(weights: str) -> str:
     return path.parent.name if path.name == "model.safetensors" else path.stem
 
 
-def regrets(weights: list[str]) -> list[dict]:
+def given_away(policy: Policy, folder: Path | None) -> tuple[np.ndarray, float, float]:
+    "Regret of the most likely move in each position, how often it is a best one, and the mean of a sampled move."
+    if folder is None:
+        labels = read_labels(HELD_OUT)
+        greedy = regret(policy, labels, True)
+        return greedy.each, greedy.best, regret(policy, labels).mean
+    each, sampled = [], []
+    for name in training_shards(folder, 0):
+        shard = read_shard(folder / name)
+        for index in np.array_split(np.arange(len(shard)), -(-len(shard) // 256)):
+            batch = to_batch(shard, index, "soft", 0.03)
+            with torch.no_grad():
+                found = measure(policy.dist(batch.tokens, batch.legal), batch)
+            each.append(found["regret_greedy"].numpy())
+            sampled.append(found["regret"].numpy())
+    known = np.concatenate(each)
+    known = known[~np.isnan(known)]
+    return known, (known == 0).mean(), np.nanmean(np.concatenate(sampled))
+
+
+def regrets(weights: list[str], folder: Path | None) -> list[dict]:
     "What the most likely move and a sampled one give away, and the change of the former against the first weights."
-    labels, rows, start = read_labels(HELD_OUT), [], None
+    rows, start = [], None
     for name in weights:
-        model = load_player_model(name)
-        greedy, sampled = regret(Policy(model), labels, True), regret(Policy(model), labels)
-        start = greedy.each if start is None else start
-        change = greedy.each - start
+        each, best, sampled = given_away(Policy(load_player_model(name)), folder)
+        start = each if start is None else start
+        change = each - start
         half = 1.96 * change.std(ddof=1) / len(change) ** 0.5
-        row = dict(greedy=greedy.mean, best=greedy.best, sampled=sampled.mean, change=change.mean(), half=half)
-        rows.append(dict(weights=short(name), positions=len(labels)) | {k: round(float(v), 5) for k, v in row.items()})
+        row = dict(greedy=each.mean(), best=best, sampled=sampled, change=change.mean(), half=half)
+        rows.append(dict(weights=short(name), positions=len(each)) | {k: round(float(v), 5) for k, v in row.items()})
         print(*(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
     return rows
 
@@ -143,14 +168,16 @@ def main():
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--only", nargs="*", default=list(PANEL), choices=list(PANEL))
     parser.add_argument("--out", type=Path, help="CSV file of the scores")
+    parser.add_argument("--pairs", type=Path, help="JSON file of each opening's points, in quarters of two games")
     parser.add_argument("--regret", type=Path, help="CSV file of the regrets; nothing is played")
+    parser.add_argument("--labels", type=Path, help="labels on which the regrets are measured")
     parser.add_argument("--ends", type=Path, help="CSV file of how games end, against two other opponents")
     args = parser.parse_args()
     if args.ends:
         write(args.ends, ends(args.weights, args.games, args.seed))
         return
     if args.regret:
-        write(args.regret, regrets(args.weights))
+        write(args.regret, regrets(args.weights, args.labels))
         return
     found, rows = {}, []
     for weights in args.weights:
@@ -164,6 +191,9 @@ def main():
         rows.append(dict(weights=short(weights), opponent="over the start", games=0, score=rounded))
     if args.out:
         write(args.out, rows)
+    if args.pairs:
+        points = {short(w): {o: "".join(f"{4 * x:.0f}" for x in p) for o, p in f.items()} for w, f in found.items()}
+        args.pairs.write_text(json.dumps(points, indent=1) + "\n")
 
 
 if __name__ == "__main__":
