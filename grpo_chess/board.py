@@ -15,8 +15,9 @@ import chess
 import numpy as np
 
 # %% auto #0
-__all__ = ['ACTION_FROM', 'ACTION_TO', 'ACTION_PROMO', 'ACTIONS', 'draw_board', 'move_to_action', 'action_to_move',
-           'legal_actions', 'tokens', 'encode', 'Terminal', 'terminal', 'position_key', 'PositionError', 'parse_fen']
+__all__ = ['ACTION_FROM', 'ACTION_TO', 'ACTION_PROMO', 'ACTIONS', 'REMEMBERED', 'REACHES', 'draw_board', 'move_to_action',
+           'action_to_move', 'legal_actions', 'tokens', 'encode', 'Terminal', 'terminal', 'position_key',
+           'PositionError', 'parse_fen']
 
 # %% ../nbs/00_board.ipynb #daf77acb
 def draw_board(
@@ -72,6 +73,9 @@ def action_to_move(
     return _MOVES[turn][action]
 
 # %% ../nbs/00_board.ipynb #15bd8a24
+REMEMBERED = 1 << 13     # sets of squares, and ranks; without a limit 1 lookup in 150 more would find its answer
+REACHES = 256            # sets of destinations, of each square
+
 class _Fan(dict):
     "Actions of one square by destination bitboard, remembered the first time each is asked for."
     def __init__(self, square, turn):
@@ -79,6 +83,7 @@ class _Fan(dict):
         self.square, self.turn = square, turn
 
     def __missing__(self, reach):
+        if len(self) >= REACHES: self.clear()
         index, pawn = _INDEX[self.turn], None
         self[reach] = found = tuple(index[self.square, to, pawn] for to in chess.scan_forward(reach))
         return found
@@ -100,7 +105,7 @@ _RANK_MASK, _FILE_MASK, _DIAG_MASK = chess.BB_RANK_MASKS, chess.BB_FILE_MASKS, c
 _KNIGHT, _KING, _PAWN, _RAYS, _BIT = (chess.BB_KNIGHT_ATTACKS, chess.BB_KING_ATTACKS, chess.BB_PAWN_ATTACKS,
                                       chess.BB_RAYS, chess.BB_SQUARES)
 
-@lru_cache(1 << 16)
+@lru_cache(REMEMBERED)
 def _squares(bitboard:int)->tuple[int, ...]:
     "The squares of a bitboard."
     return tuple(chess.scan_forward(bitboard))
@@ -253,7 +258,7 @@ def terminal(
     return Terminal.REPETITION if _repeated(board) else Terminal.NONE
 
 # %% ../nbs/00_board.ipynb #7c689c05
-@lru_cache(1 << 16)
+@lru_cache(REMEMBERED)
 def _rank_text(pawns, knights, bishops, rooks, queens, kings, white)->str:  # one byte each
     "FEN text of one rank."
     text = ""

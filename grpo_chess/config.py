@@ -144,7 +144,7 @@ class Config(RunConfig):
 
 # %% ../nbs/11_config.ipynb #f11c000d
 CONFIGS = Path(str(files("grpo_chess")))/"configs"
-DEFAULT = "tiny"
+DEFAULT = "imitator"
 PROG = "python -m grpo_chess.train"
 
 def presets()->dict[str, Path]:
@@ -190,7 +190,7 @@ def read_settings(folder:Path)->dict[str, Any]:
     try: text, mark, checksum = path.read_text("utf-8", errors="replace").rpartition(MARK)
     except OSError as e: raise ConfigError(f"cannot read {path}: {e.strerror}") from None
     if mark and checksum.strip() == hashlib.sha256(text.encode()).hexdigest()[:16]:
-        return preset_values() | read_yaml(path, known_keys(Config))
+        return flatten(dataclasses.asdict(Config())) | read_yaml(path, known_keys(Config))
     raise ConfigError(f"{path} is not as its run wrote it: it was cut short or edited. A run continues with its own "
                       f"settings only; a new one can begin with --config {path} --init {folder}/model.safetensors")
 

@@ -132,13 +132,13 @@ def typical_end(history:History, name:str, share:float=.3)->float:
 
 @check("agreement_mean")
 def group_collapse(history:History)->Finding|None:
-    "All siblings play the same."
+    "All siblings play the same, or most of them where hardly a group has a spread."
     agreement, (steps, values) = typical_end(history, "agreement_mean"), history.finite("agreement_mean")
-    if not agreement > .95 or len(steps) < 3: return None
+    limit = .8 if agreement <= .95 and typical_end(history, "no_spread") > .9 else .95
+    if not agreement > limit or len(steps) < 3 or nearly_perfect(history): return None
     said = f"In the last part of the run {agreement:.0%} of a group plays the same move."
-    where = (onset(steps, values > .95), int(steps[-1]))
-    return Finding("group_collapse", "critical", .9, said, where, dict(agreement=agreement),
-                   ("agreement_mean", "entropy"))
+    return Finding("group_collapse", "critical", .9, said, (onset(steps, values > limit), int(steps[-1])),
+                   dict(agreement=agreement), ("agreement_mean", "entropy"))
 
 @check("no_spread")
 def no_spread(history:History)->Finding|None:
@@ -146,7 +146,8 @@ def no_spread(history:History)->Finding|None:
     share, (steps, values) = typical_end(history, "no_spread"), history.finite("no_spread")
     same = typical_end(history, "agreement_mean")
     if not share > .5 or same > .95 or len(steps) < 3: return None
-    return Finding("no_spread", "critical" if share > .9 else "warning", .9,
+    learns = still_rises(history, (steps[0] + 2*steps[-1])/3)                # in the last third
+    return Finding("no_spread", "critical" if share > .9 else "note" if learns else "warning", .9,
                    f"In {share:.0%} of the groups all rewards are equal, so {share:.0%} of the batch teaches nothing.",
                    (onset(steps, values > .5), int(steps[-1])), dict(share=share), ("no_spread", "reward_spread"))
 

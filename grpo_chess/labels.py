@@ -32,7 +32,7 @@ __all__ = ['ACTION_SPACE', 'UNKNOWN', 'RANDOM_PLIES', 'TAU_RANGE', 'UNIFORM', 'M
            'LabelConfig', 'at_least', 'SelfPlay', 'make_shard', 'write_shard', 'short', 'shard_header', 'token_column',
            'check_sum', 'read_shard', 'check_labels', 'manifest_of', 'manifest_values', 'read_manifest', 'is_entry',
            'check_shards', 'say_damaged', 'set_damage_aside', 'write_manifest', 'make_folder', 'locked_part', 'bar',
-           'label', 'fingerprint', 'read_tokens', 'held_out']
+           'openings_only', 'label', 'fingerprint', 'read_tokens', 'held_out']
 
 # %% ../nbs/09_labels.ipynb #00d587e3
 class LabelError(ValueError):
@@ -430,12 +430,19 @@ def bar(total:int|None, unit:str, quiet:bool, **kw)->tqdm:
                 mininterval=1 if sys.stderr.isatty() else 30, **kw)
 
 # %% ../nbs/09_labels.ipynb #4c4c5c49
+def openings_only(cfg:LabelConfig)->str:      # empty where games are played out
+    "A shard that is full before its games are over holds openings and nothing else: what to do about it."
+    if (plies := cfg.rows//cfg.games) >= MAX_PLIES: return ""
+    return (f"note: {cfg.rows:,} positions of {cfg.games} games are {plies} plies of each, so a shard holds few "
+            f"endgames or none; --games {max(2, cfg.rows//MAX_PLIES//2*2)} plays them to their ends")
+
 def label(
     cfg:LabelConfig,
     quiet:bool=False,         # no progress bar
 )->dict:                      # the manifest
     "Make the shards that are not there yet."
     common, folder = manifest_of(cfg, judge_name(cfg.engine)), make_folder(cfg.out)
+    if not quiet and (note := openings_only(cfg)): print(note, file=sys.stderr)
     with locked_part(folder, cfg.part):
         set_damage_aside(folder)
         ready = {s["name"] for s in write_manifest(folder, common)["shards"]}

@@ -133,13 +133,15 @@ def findings_table(
     images:str="images",   # folder of their thumbnails, as seen from the page that shows the table
     pages:str="findings",  # folder of the pages, likewise
 ):                 # IPython Markdown
-    "Findings as a table: a thumbnail and a sentence each, from the cells of their pages with the tags of these names."
+    """Findings as a table of two columns: a thumbnail and a sentence each, from the cells of their pages with the tags
+    of these names. The sentence stands below its picture, because a narrow screen makes a column of pictures tiny."""
     from IPython.display import Markdown
-    rows = []
+    told = []
     for name in names:
         sentence = " ".join(quote(f"findings/{name}.ipynb", "sentence").data.split())
-        picture = f'<img src="{images}/{name}.png" width="280" alt="{name}">'
-        rows.append(f"| {picture} | {sentence} [Read it]({pages}/{name}.ipynb) |")
+        picture = f'<img src="{images}/{name}.png" width="360" alt="{name}">'
+        told.append(f"{picture}<br>{sentence} [Read it]({pages}/{name}.ipynb)")
+    rows = [f"| {' | '.join(told[i:i + 2])} |" for i in range(0, len(told), 2)]
     return Markdown("\n".join(["| | |", "|---|---|", *rows]))
 
 # %% ../nbs/00_lesson.ipynb #f77547bc

@@ -70,7 +70,7 @@ def progress_text(row:dict)->dict[str, str]:
     "The few numbers that matter."
     known = math.isfinite(row["expected_regret"])
     good = dict(regret=f"{row['expected_regret']:.3f}") if known else dict(reward=f"{row['train/avg_reward']:+.3f}")
-    return good | dict(entropy=f"{row['entropy']:.2f}", clip=f"{row['clip_region']:.2f}",
+    return good | dict(entropy=f"{row['entropy']:.2f}", clip=f"{row['clip_binding']:.2f}",
                        ratio_error=f"{row['ratio_error']:.0e}")
 
 # %% ../nbs/11_live.ipynb #11fb0a60

@@ -307,6 +307,7 @@ def clip_fraction(history:History)->Finding|None:
     limit = limit if limit > 0 else .3
     share, (steps, values) = typical_end(history, name), history.finite(name)
     if not share > limit or len(steps) < 5 or bad_start(history): return None
+    if "clip_binding" in history and not history.finite("clip_binding")[1].any(): return None    # nothing clips here
     said = f"In the last part of the run {share:.0%} of the ratios are outside of the clip range; "
     return Finding("clip_fraction", "warning", .8, f"{said}{limit:.0%} is the limit.",
                    (onset(steps, values > limit), int(steps[-1])), dict(share=share), (name, "approx_kl"))

@@ -53,7 +53,7 @@ def change(
 
 # %% ../nbs/11_report.ipynb #f11e000c
 OPENING_SEED = 1_000_003      # the openings of the match are not those of training
-GREEDY, SAMPLED = "most likely move, by the rules", "sampling at T=1"
+GREEDY, SAMPLED = "most likely move that repeats nothing, by the rules", "sampling at T=1"
 CROSSED, FLOOR = "against the old one's most likely move, sampling at T=1", "floor, sampling at T=1"
 
 def matches_of(
@@ -64,13 +64,16 @@ def matches_of(
     seed:int=0,                 # of openings and draws
     floor:nn.Module|None=None,  # an untrained network, where `old` is not one
 )->Iterator[tuple[str, MatchResult]]:       # what it is called, and its games; one after the other
-    "Play the matches of a run. Where both play their most likely move no engine has a say, only the rules of chess."
+    """Play the matches of a run, the one that decides first: both play their most likely move that repeats nothing, and
+    no engine has a say, only the rules of chess."""
     openings = random_openings(cfg.games//2, seed + OPENING_SEED)
     judge = pool if cfg.adjudicate else None
     plan = [(GREEDY, "new", new, True, True), (SAMPLED, "new", new, False, False)]
     if floor is not None: plan += [(CROSSED, "new", new, False, True), (FLOOR, "untrained", floor, False, False)]
     for title, name, model, greedy, old_greedy in plan:
-        players = policy_player(Policy(model), greedy, 2*seed), policy_player(Policy(old), old_greedy, 2*seed + 1)
+        repeats = title != GREEDY       # else most games between relatives are drawn by repetition
+        players = (policy_player(Policy(model), greedy, 2*seed, repeats=repeats),
+                   policy_player(Policy(old), old_greedy, 2*seed + 1, repeats=repeats))
         plies, judged_by = (cfg.rules_plies, None) if title == GREEDY else (cfg.max_plies, judge)
         yield title, play_match(*players, openings, plies, judged_by, cfg.depth, names=(name, "old"))
 
@@ -78,11 +81,11 @@ def matches_of(
 ENOUGH = 100        # games from which a match decides; by fewer, a lucky run of a minute would seem to have learned
 
 def verdict(
-    match:MatchResult,      # of most likely moves, by the rules
+    match:MatchResult,      # of most likely moves that repeat nothing, by the rules
 )->str:                     # what a run taught, in a sentence
     "Learned, got worse, or not shown: what no lower temperature can buy."
     low, high = match.interval
-    gain = f"{str(match).rpartition('Elo ')[2]} Elo at the most likely move of both, by the rules of chess"
+    gain = f"{str(match).rpartition('Elo ')[2]} Elo by most likely moves that repeat nothing, by the rules of chess"
     if len(match.scores) < ENOUGH: return f"**Too few games to say what it learned:** {gain}."
     if low > .5: return f"**It learned:** {gain}."
     if high < .5: return f"**It got worse:** {gain}."

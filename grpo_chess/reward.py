@@ -114,7 +114,7 @@ def checked_values(
     return found
 
 # %% ../nbs/05_reward.ipynb #e45bedb0
-REMEMBERED = 500_000        # positions that a judge remembers
+REMEMBERED = 1 << 14        # positions that a judge remembers: those of some dozens of steps, before it asks again
 
 @dataclass
 class RewardConfig:

@@ -39,7 +39,7 @@ class EngineFault(Exception):
 MATE = 32_000       # the code of a mate, less the number of moves to it
 CP_MAX = 31_000     # centipawns stay within ± this; codes beyond it are mates
 
-@functools.lru_cache(1 << 16)      # a few thousand scores come again and again
+@functools.lru_cache(1 << 12)      # a few thousand scores come again and again
 def score_code(
     kind:str,       # "cp" or "mate"
     value:str,      # centipawns, or moves to mate (negative: mated; 0: mated already)

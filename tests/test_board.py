@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from grpo_chess import board as B
+from grpo_chess import reward
 from grpo_chess.board import (ACTION_FROM, ACTION_PROMO, ACTION_TO, ACTIONS, PositionError, Terminal, action_to_move,
                               encode, legal_actions, move_to_action, parse_fen, position_key, terminal, tokens)
+from grpo_chess.uci import score_code
 
 # FEN, depth, leaves: the six positions of the chess programming wiki, then the usual collection of single rules
 PERFT = {
@@ -331,3 +333,17 @@ def test_parse_fen_accepts_what_is_right(boards):
 def test_every_fault_of_python_chess_has_words():
     standard = {s for s in chess.Status if s.value and not s.name.startswith("RACE")}
     assert set(B._WRONG) == standard
+
+# memory
+
+def test_what_the_rules_remember_is_small_and_changes_no_answer():
+    "Each cache is full after some dozens of default steps, and what it forgets is computed again."
+    assert max(f.cache_info().maxsize for f in (B._squares, B._rank_text, score_code)) <= B.REMEMBERED == 1 << 13
+    assert reward.REMEMBERED <= 1 << 14
+    fan, fresh = B._Fan(27, chess.WHITE), B._Fan(27, chess.WHITE)
+    near = [1 << to for start, to, _ in B._INDEX[chess.WHITE] if start == 27]
+    reaches = [a | b for a in near for b in near if a < b]
+    assert len(reaches) > 500
+    for reach in reaches + reaches[:3]:
+        fresh.clear()
+        assert fan[reach] == fresh[reach] and len(fan) <= B.REACHES == 256

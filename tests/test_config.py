@@ -24,10 +24,11 @@ def test_presets_parse_and_name_only_known_keys(name):
 
 def test_config_without_arguments_is_the_command_without_arguments():
     cfg, how = parse([])
-    assert how == dict(label="tiny") and cfg == Config() == preset() == preset("tiny")
-    assert cfg.init == "tiny" and cfg.model == MODELS["tiny"] and cfg.loss.moves == "all" and cfg.trainer.steps == 600
+    assert how == dict(label="imitator") and cfg == preset() == preset("imitator")
+    assert cfg.init == "imitator" and cfg.model == MODELS["tiny"] and cfg.loss.moves == "all"
+    assert preset("tiny") == Config() and (Config().init, Config().trainer.steps) == ("tiny", 600)
 
-def test_the_default_is_what_the_page_on_learning_measured(monkeypatch):
+def test_tiny_is_what_the_page_on_learning_measured(monkeypatch):
     monkeypatch.syspath_prepend(str(TOP/"nbs/experiments"))
     from run import settings
     plan = yaml.safe_load((TOP/"nbs/experiments/plan.yaml").read_text())["learning"]
@@ -85,7 +86,7 @@ def test_a_time_limit_is_a_time_also_without_the_parser(minutes):
     with pytest.raises(ValueError, match="minutes"): Config(minutes=minutes)
 
 def test_there_is_no_such_preset():
-    says = "there is no preset 'huge'; there are a100, colab, l4, record, scratch, tiny"
+    says = "there is no preset 'huge'; there are a100, colab, imitator, l4, record, scratch, tiny"
     with pytest.raises(ConfigError, match=says): preset("huge")
 
 def test_every_changed_setting_arrives(tmp_path):
@@ -145,7 +146,7 @@ def test_help_explains_every_field(capsys):
     for action in make_parser(Config, "train")._actions:
         assert action.help, action.option_strings
         assert "SUPPRESS" not in str(action.help) or action.dest in sections(Config), action.option_strings
-    assert "default: 600)" in text                                            # the preset's steps, not the dataclass's
+    assert "default: 400)" in text                                            # the preset's steps, not the dataclass's
     def fields(cls, prefix=""):
         inner = sections(cls)
         for f in dataclasses.fields(cls):

@@ -18,7 +18,7 @@ from grpo_chess.engine import EngineConfig, EngineError, EnginePool
 from grpo_chess.files import FileError
 from grpo_chess.labels import (
     STALE, UNKNOWN, LabelConfig, LabelError, SelfPlay, check_shards, draw_moves, join, label, locked_part, make_folder,
-    make_shard, read_manifest, read_shard, write_shard)
+    make_shard, openings_only, read_manifest, read_shard, write_shard)
 from grpo_chess.reward import MOVE_NAMES, arrange, win_probability
 from made_up import ENV, cli, made_up, same
 
@@ -205,3 +205,10 @@ def test_bits_that_flip_do_not_pass(tmp_path):
         try: assert same(read_shard(tmp_path/"y.parquet"), good)
         except LabelError as e: assert "y.parquet" in str(e)
 
+
+def test_a_shard_that_is_full_before_its_games_are_over_is_told():
+    "Eight thousand positions of 256 games at once are their first thirty plies: openings, and no endgame."
+    assert not openings_only(LabelConfig())
+    note = openings_only(LabelConfig(rows=8000))
+    assert "31 plies" in note and "--games 50 " in note
+    assert not openings_only(LabelConfig(rows=8000, games=50))

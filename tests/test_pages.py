@@ -79,3 +79,19 @@ def test_the_first_page_names_every_lesson():
     text = "\n".join(markdown(nbformat.read(TOP / "nbs/00_lesson.ipynb", 4)))
     missing = [p.name for p in LESSONS if f"]({p.name})" not in text and p.stem != "00_lesson"]
     assert not missing, missing
+
+
+def test_thumbnails_of_the_readme_are_wide_enough_to_read():
+    "A picture alone in its column shrinks to nothing beside text on a narrow screen, so its words stand below it."
+    text = (TOP / "README.md").read_text()
+    cells = [cell for row in text.splitlines() if row.startswith("|") for cell in row.split("|") if "<img" in cell]
+    assert len(cells) == 4
+    for cell in cells:
+        width, words = re.search(r'width="(\d+)"[^>]*><br>(.*)', cell).groups()
+        assert int(width) >= 300 and len(words.split()) > 15
+
+
+def test_the_pythons_of_the_readme_are_those_of_the_package():
+    told = re.search(r"with Python (.*) and `make`", (TOP / "README.md").read_text())[1]
+    declared = re.search(r'\("3", (.*)\)\)', (TOP / "setup.py").read_text())[1]
+    assert re.findall(r"3\.\d+", told) == re.findall(r"3\.\d+", declared)

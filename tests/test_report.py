@@ -51,7 +51,8 @@ def spied(monkeypatch, cfg, seed=0, pool=None, floor=None):
     asked = []
     def spy(a, b, openings, max_plies, judge, depth, names):
         asked.append(dict(a=a, b=b, openings=openings, max_plies=max_plies, judge=judge, depth=depth, names=names))
-    def player(policy, greedy, seed): return policy.model, "most likely" if greedy else policy.temperature, seed
+    def player(policy, greedy, seed, repeats=True):
+        return policy.model, ("most likely" if greedy else policy.temperature) if repeats else "repeats nothing", seed
     monkeypatch.setattr(report, "policy_player", player)
     monkeypatch.setattr(report, "play_match", spy)
     titles = [title for title, _ in matches_of("new", "old", cfg, pool, seed, floor)]
@@ -61,7 +62,8 @@ def test_the_matches_are_what_their_names_say(monkeypatch):
     titles, asked = spied(monkeypatch, MatchConfig(games=2), seed=3, floor="untrained net")
     met = {title: (x["a"][:2], x["b"][:2], x["names"]) for title, x in zip(titles, asked)}
     assert met == {
-        "most likely move, by the rules": (("new", "most likely"), ("old", "most likely"), ("new", "old")),
+        "most likely move that repeats nothing, by the rules":
+            (("new", "repeats nothing"), ("old", "repeats nothing"), ("new", "old")),
         "sampling at T=1": (("new", 1.), ("old", 1.), ("new", "old")),
         "against the old one's most likely move, sampling at T=1":
             (("new", 1.), ("old", "most likely"), ("new", "old")),

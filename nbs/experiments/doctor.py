@@ -4,6 +4,7 @@
     python nbs/experiments/doctor.py runs DIR [--jobs N]    # the same with the real trainer, ten times as long
     python nbs/experiments/doctor.py verdicts DIR [--split tuned]   # ask the doctor; writes data/doctor.csv
     python nbs/experiments/doctor.py runs DIR --split unseen --few 6 --healthy 24      # a part of them
+    python nbs/experiments/doctor.py runs DIR --split fresh --healthy 12
     python nbs/experiments/doctor.py verdicts DIR --table doctor_trainer.csv
 
 The runs are small networks on real positions with a judge that counts material, so that they need no engine. The
@@ -209,6 +210,11 @@ FAULTS = {  # name: settings to tune on, settings to be judged on; each is what 
     "not_a_number": ([dict(nan=x) for x in (40, 25, 75)], [dict(nan=x) for x in (10, 55, 90)]),
     "throughput_falls": ([dict(slow=x) for x in (3.0, 2.5, 5.0)], [dict(slow=x) for x in (2.75, 4.0, 8.0)]),
 }
+FRESH = {  # for the real trainer, of those faults whose rules were mended after its unseen runs had been looked at
+    "two_temperatures": [dict(gap=1.1), dict(gap=0.65), dict(gap=1.25, tau=1.25), dict(gap=0.9)],
+    "truncated_sampling": [dict(keep=0.88), dict(keep=0.75), dict(keep=6), dict(keep=12)],
+    "group_collapse": [dict(sharpen=2500), dict(sharpen=20000)],
+}
 BRIEF = ("two_temperatures", "ratio_noise", "truncated_sampling", "rounding", "stale_policy")  # seen at once
 SAMPLED = ("reward_noise", "group_collapse", "no_spread", "terms_cancel")
 ONE_MODE = dict.fromkeys(SAMPLED, "sampled") | dict(sharpening="all")
@@ -219,6 +225,7 @@ def healthy_settings(split):
     "Runs without a fault: sampled and all moves, several sizes, rates and starts."
     width, start, rate, bonus, tau, count = dict(
         tuned=((16, 24, 32), (1, 20, 40), (1e-4, 5e-5, 2e-4), (0.0, 0.01, 0.003), (1.0, 1.3), 44),
+        fresh=((18, 28, 36), (1, 25, 35), (9e-5, 6e-5, 1.8e-4), (0.0, 0.015, 0.008), (1.1, 0.95), 24),
         unseen=((12, 20, 40), (1, 15, 30), (8e-5, 4e-5, 1.5e-4), (0.0, 0.02, 0.005), (1.2, 0.9), 88),
     )[split]
     return [
@@ -237,16 +244,19 @@ def healthy_settings(split):
     ]
 
 
-def plan():
-    "name -> (fault, split, settings, seed) of every run."
+def plan(fresh=False):
+    "name -> (fault, split, settings, seed) of every run; the fresh ones are for the real trainer."
     jobs = {}
-    for fault, splits in FAULTS.items():
-        for split, options in zip(("tuned", "unseen"), splits):
-            for k in range(max(SEEDS, 2 * len(options))):
+    for split, seed, faults in (
+        ("tuned", 0, {name: tuned for name, (tuned, _) in FAULTS.items()}),
+        ("unseen", 300, {name: unseen for name, (_, unseen) in FAULTS.items()}),
+        ("fresh", 600, FRESH if fresh else {}),
+    ):
+        for fault, options in faults.items():
+            for k in range(2 * len(options) if split == "fresh" else max(SEEDS, 2 * len(options))):
                 base = dict(mode=ONE_MODE.get(fault, ("sampled", "all")[k % 2]), sharpen=(40, 25)[k % 2])
-                settings = base | options[k // 2 % len(options)]
-                jobs[f"{fault}-{split}-{k}"] = (fault, split, settings, k + 300 * (split == "unseen"))
-    for split, seed in (("tuned", 1000), ("unseen", 5000)):
+                jobs[f"{fault}-{split}-{k}"] = (fault, split, base | options[k // 2 % len(options)], k + seed)
+    for split, seed in (("tuned", 1000), ("unseen", 5000), ("fresh", 9000))[: 2 + fresh]:
         for k, settings in enumerate(healthy_settings(split)):
             jobs[f"healthy-{split}-{k}"] = ("", split, settings, seed + k)
     return jobs
@@ -266,6 +276,18 @@ def tempered(net, judge, table=(0.15, 0.2, 0.3, 0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 
             regret = (best - (dist.probs * value).sum(-1)).mean()
             out.append((dist.entropy().mean().item(), regret.item()))
     return out
+
+
+def learn_first(net, steps=60):
+    "A start that knows something: supervised training on soft targets, on the positions that runs begin from."
+    tokens, (legal, value) = torch.as_tensor(encode([parse_fen(f) for f in POSITIONS])[0]), table()
+    target, optimizer = (value / 0.05).softmax(-1), torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.0)
+    for _ in range(steps):
+        logp = Policy(net, 1.0).dist(tokens, legal).finite
+        optimizer.zero_grad()
+        (-(target * logp).sum(-1).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
 
 
 def table():
@@ -292,6 +314,8 @@ def trainer_of(x, seed):
     net = ChessTransformer(model)
     with torch.no_grad():
         net.head.source.weight.mul_(x.get("sharpen", 40))
+    if "sharper" in x or x.get("learned"):
+        learn_first(net)
     judge = judge_of(x.get("noise", 0.0), x.get("shrink", 1.0), seed)
     tau, cancel, target = x.get("tau", 1.0), x.get("cancel", 0.0), x.get("target", 0.0)
     flat = "sharper" in x or x.get("curve")
@@ -381,7 +405,7 @@ def part_of(jobs, split="", few=0, healthy=0):
 def runs(folder, jobs=1, asked=None):
     "Make the runs that are missing."
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = part_of(plan(), **(asked or {}))
+    wanted = part_of(plan(fresh=not LIGHT), **(asked or {}))
     todo = {n: j for n, j in wanted.items() if not (folder / f"{n}.json.gz").exists()}
     print(f"{len(todo)} of {len(wanted)} runs to make", flush=True)
     boards = [parse_fen(f) for f in POSITIONS]
@@ -470,7 +494,7 @@ if __name__ == "__main__":
     parser.add_argument("command", choices=("light", "runs", "verdicts"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--split", choices=("tuned", "unseen"), default="", help="these runs only")
+    parser.add_argument("--split", choices=("tuned", "unseen", "fresh"), default="", help="these runs only")
     parser.add_argument("--few", type=int, default=0, help="light, runs: at most so many runs of a fault and split")
     parser.add_argument("--healthy", type=int, default=0, help="light, runs: at most so many healthy runs of a split")
     parser.add_argument("--table", default="doctor.csv", help="verdicts: the file below data")
