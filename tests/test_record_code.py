@@ -37,7 +37,8 @@ def test_our_side_makes_a_step_and_tells_its_parts():
     "In small, and without a clone; what it watches is there."
     start = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1"
     command = [sys.executable, TOP/"benchmarks/record.py", "nowhere", "--worker", "32-true both"]
-    done = subprocess.run([*command, "--group=2", "--plies=2"], input=json.dumps([start]*2) + "\n", capture_output=True, text=True)
+    fens = json.dumps([start]*2) + "\n"
+    done = subprocess.run([*command, "--group=2", "--plies=2"], input=fens, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout.splitlines()[-1])
     assert set(row) == {"play", "update", "measure", "step", "kl_step", "positions", "peak"}
