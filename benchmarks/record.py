@@ -140,7 +140,7 @@ def our_steps(args):
         clock = Clock(pool.pids)
         for owner, name, part in ((trainer.Trainer, "play", "play"), (trainer.Trainer, "update", "update"),
                                   (trainer.Trainer, "step", "step"), (trainer, "measure", "measure"),
-                                  (batch, "moved_kl", "kl_step")): clock.watch(owner, name, part)
+                                  (batch, "movement", "kl_step")): clock.watch(owner, name, part)
         boards = []
         ours = trainer.Trainer(fabric, ChessTransformer(cfg.model), lambda *_: boards, Judge(cfg.reward, pool),
                                cfg.sampler, cfg.loss, cfg.trainer)
@@ -246,7 +246,7 @@ def main():
     parser.add_argument("--keep", type=Path, help="file for every round's figures, JSON")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if line := missing(args.path):
+    if args.worker not in OURS and (line := missing(args.path)):
         print(line, file=sys.stderr)
         sys.exit(2)
     {None: compare, THEIRS: their_steps}.get(args.worker, our_steps)(args)

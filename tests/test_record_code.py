@@ -1,4 +1,5 @@
 "benchmarks/record.py without the code that it measures: what it says then, and the tables that it makes."
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,17 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     assert " lack jax: " in record.missing(tmp_path)
     monkeypatch.setattr(record, "find_spec", lambda name: True)
     assert record.missing(tmp_path) == ""
+
+
+def test_our_side_makes_a_step_and_tells_its_parts():
+    "In small, and without a clone; what it watches is there."
+    start = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1"
+    command = [sys.executable, TOP/"benchmarks/record.py", "nowhere", "--worker", "32-true both"]
+    done = subprocess.run([*command, "--group=2", "--plies=2"], input=json.dumps([start]*2) + "\n", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout.splitlines()[-1])
+    assert set(row) == {"play", "update", "measure", "step", "kl_step", "positions", "peak"}
+    assert row["step"]["cpu"] > row["update"]["cpu"] > row["kl_step"]["cpu"] > 0 and 1 < row["positions"] <= 6
 
 
 def a_round(step, play, update, **more):
