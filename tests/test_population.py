@@ -98,7 +98,7 @@ def test_what_is_stored_of_weights_has_no_folder_of_a_machine_and_the_start_is_c
     assert opponents.short("tiny") == "tiny"
     labels = opponents.read_labels(opponents.HELD_OUT)[:60]
     monkeypatch.setattr(opponents, "read_labels", lambda _: labels)
-    start, better = opponents.regrets(["imitator", "tiny"])
+    start, better = opponents.regrets(["imitator", "tiny"], None)
     assert (start["change"], start["half"], start["positions"]) == (0, 0, 60)
     assert better["change"] == pytest.approx(better["greedy"] - start["greedy"], abs=2e-5) and better["half"] > 0
     assert better["sampled"] < start["sampled"] and all(r["greedy"] < r["sampled"] for r in (start, better))
