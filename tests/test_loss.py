@@ -846,10 +846,10 @@ def test_unknown_kl_estimates_and_a_missing_reference_are_errors():
             loss_terms(x, LossConfig(kl=kind, kl_to="reference", kl_coef=.1))
 
 def test_the_page_names_the_defaults_that_runs_have():
-    "The table at the end of 03_loss: fields of LossConfig, and the entropy coefficient of the default run."
+    "The table at the end of 03_loss: fields of LossConfig, and the entropy coefficient of the preset `tiny`."
     page = (TOP/"nbs/03_loss.ipynb").read_text()
     default = preset("tiny")
-    begins, ends = re.search(r"the default run begins at ([\d.]+) and ends at ([\d.]+)\|", page).groups()
+    begins, ends = re.search(r"the preset `tiny` begins at ([\d.]+) and ends at ([\d.]+)\|", page).groups()
     assert (default.loss.entropy_coef, default.trainer.entropy_end) == (float(begins), float(ends))
     cfg = LossConfig()
     assert (cfg.kl, cfg.entropy, cfg.kl_coef, cfg.entropy_coef) == ("exact", "exact", 0, 0)
