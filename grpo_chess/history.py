@@ -23,6 +23,9 @@ class History:
     name: str = ""
     unknown: list[str] = field(default_factory=list)      # names in the log that mean nothing here
     logged: dict[str, str] = field(default_factory=dict)  # column -> its name in the log, where that is another one
+    counted: bool = False                                 # no step was logged: rows were counted
+    source: str = ""                                      # file that was read
+    others: list[str] = field(default_factory=list)       # further logs that lay beside it
 
     def __contains__(self, name:str)->bool: return name in self.columns and bool(self.finite(name)[0].size)
 
@@ -48,21 +51,23 @@ class History:
 
 # %% ../nbs/07_history.ipynb #98a29ca6
 def from_rows(
-    rows:Iterable[dict[str, Any]],      # one a step; `step` is its number, else they are counted
+    rows:Iterable[dict[str, Any]],      # one a step; without a `step` it belongs to the step before it
     config:dict[str, Any]|None=None,    # dotted settings
     name:str="",
 )->History:
-    "A history from rows; None and text are no measurements, NaN is one."
+    "A history from rows; None and text are no measurements, NaN is one. Where no row has a step, rows are counted."
     found:dict[str, list[tuple[float, float]]] = {}
+    last = None
     for number, row in enumerate(rows):
         step = row.get("step")
-        place = float(number if step is None else step)
+        if step is not None and math.isfinite(step): last = float(step)
+        place = float(number) if last is None else last
         for key, value in row.items():
             if key == "step" or isinstance(value, bool) or not isinstance(value, int|float): continue
             found.setdefault(key, []).append((place, float(value)))
     columns = {key: (lambda x: (x[:, 0], x[:, 1]))(np.array(sorted(pairs, key=lambda p: p[0])))
                for key, pairs in found.items()}
-    return History(columns, dict(config or {}), name)
+    return History(columns, dict(config or {}), name, counted=last is None and bool(found))
 
 # %% ../nbs/07_history.ipynb #ad6f2e15
 PIECES = 60      # at most so many means stand for a column: neighbouring steps are alike

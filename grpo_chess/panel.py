@@ -88,6 +88,8 @@ FOREIGN = {   # numbers that other trainers log and this one does not: meaning
     "is_ratio_max": "its largest value",
     "logp_gap_mean": "mean |log π_train - log π_sampler| before any update",
     "logp_gap_max": "its largest value",
+    "prob_gap_mean": "mean |π_train - π_sampler| before any update: a gap of probabilities, not of their logarithms",
+    "prob_gap_max": "its largest value",
     "entropy_below_floor": "1 in a step whose entropy was below the floor of a monitor",
     "reward_noise": "standard deviation of a reward that is measured again on the same sample",
     "start_regret": "expected regret of the start of the run at the temperature that gives it this step's entropy",
@@ -98,7 +100,8 @@ FOREIGN = {   # numbers that other trainers log and this one does not: meaning
 
 # %% ../nbs/07_panel.ipynb #c269d44f
 ALIASES = {   # column: what TRL, verl, OpenRLHF, prime-rl, Stable-Baselines3 and CleanRL call it
-    "step": ("global_step", "_step", "train/global_step", "training/global_step", "trainer/global_step", "iteration"),
+    "step": ("global_step", "train/global_step", "training/global_step", "trainer/global_step", "iteration",
+             "time/iterations", "_step"),      # W&B's own _step counts its calls, so it comes last
     "train/avg_reward": ("reward", "rewards/mean", "reward/mean", "reward_mean", "mean_reward", "critic/score/mean",
                          "critic/rewards/mean", "rollout/ep_rew_mean", "charts/episodic_return", "avg_reward"),
     "reward_spread": ("reward_std", "reward/std", "rewards/std", "critic/score/std", "step_reward_std_within"),
@@ -127,8 +130,10 @@ ALIASES |= {   # the rest
     "is_ratio_min": ("sampling/importance_sampling_ratio/min", "rollout_corr/rollout_is_min"),
     "is_ratio_mean": ("sampling/importance_sampling_ratio/mean", "rollout_corr/rollout_is_mean"),
     "is_ratio_max": ("sampling/importance_sampling_ratio/max", "rollout_corr/rollout_is_max"),
-    "logp_gap_mean": ("sampling/sampling_logp_difference/mean", "training/rollout_probs_diff_mean"),
-    "logp_gap_max": ("sampling/sampling_logp_difference/max", "training/rollout_probs_diff_max"),
+    "logp_gap_mean": ("sampling/sampling_logp_difference/mean",),
+    "logp_gap_max": ("sampling/sampling_logp_difference/max",),
+    "prob_gap_mean": ("training/rollout_probs_diff_mean",),
+    "prob_gap_max": ("training/rollout_probs_diff_max",),
     "lr": ("learning_rate", "actor/lr", "actor_lr", "optim/lr", "charts/learning_rate"),
     "kl_coef": ("actor/kl_coef", "objective/kl_coef", "beta", "current_kl_coef"),
     "advantage_mean": ("critic/advantages/mean", "advantages/mean", "adv_mean"),

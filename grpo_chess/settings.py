@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from argparse import SUPPRESS
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, get_type_hints
 
@@ -31,9 +31,9 @@ class ConfigError(ValueError):
 
 # %% auto #0
 __all__ = ['Settings', 'MOST', 'LIMITS', 'SIGNALS', 'ConfigError', 'sections', 'known_keys', 'flatten', 'check_numbers', 'build',
-           'unknown_key', 'check_key', 'one_line', 'PlainLoader', 'read_yaml', 'take', 'choose', 'make_parser',
-           'parse_settings', 'handled', 'interrupt', 'StopRequest', 'EndedEarly', 'Stopped', 'open_streams', 'Lasting',
-           'no_memory', 'run_command', 'write_whole']
+           'unknown_key', 'check_key', 'one_line', 'PlainLoader', 'read_yaml', 'take', 'switches', 'words_of', 'choose',
+           'make_parser', 'parse_settings', 'handled', 'interrupt', 'StopRequest', 'EndedEarly', 'Stopped',
+           'open_streams', 'Lasting', 'no_memory', 'run_command', 'write_whole']
 
 # %% ../nbs/00_settings.ipynb #f9009805
 def sections(cls)->dict[str, Any]:
@@ -139,6 +139,38 @@ def take(argv:list[str], names:tuple[str, ...])->tuple[dict[str, list[str]], lis
         found[key[2:]].append(value)
     return found, rest
 
+def switches(cls, prefix:str="")->set[str]:
+    "Every setting that is true or false, as a dotted key."
+    types = get_type_hints(cls)
+    own = {prefix + f.name for f in dataclasses.fields(cls) if types[f.name] is bool}
+    return own.union(*(switches(inner, f"{prefix}{name}.") for name, inner in sections(cls).items()))
+
+def words_of(
+    known:list[str],            # settings
+    argv:list[str],
+    on:Container[str]=(),       # of them, those that are true without a value
+)->tuple[list[str], list[str]]: # words that belong to no setting; settings, each as one word
+    "Sort a command line. Dashes in a setting's name are underscores; what follows `--` are words."
+    words:list[str] = []
+    out:list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == "--": return words + rest, out
+        if not word.startswith("--"):
+            (out if word == "-h" else words).append(word)
+            continue
+        key, equals, value = word[2:].partition("=")
+        if key not in known and key.replace("-", "_") in known: key = key.replace("-", "_")
+        if not equals and key in known:
+            said = rest and rest[0].lower() in ("true", "false", "yes", "no", "on", "off")
+            if key in on and not said: value = "true"
+            elif not rest or rest[0].startswith("--"): raise ConfigError(f"--{key} needs a value")
+            else: value = rest.pop(0)
+            equals = "="
+        out.append(f"--{key}{equals}{value}")
+    return words, out
+
 def choose(name:str, presets:dict[str, Settings])->Settings:
     "A preset by its name; ConfigError lists those there are."
     if name not in presets: raise ConfigError(f"there is no preset {name!r}; there are {', '.join(presets)}")
@@ -176,8 +208,10 @@ def parse_settings(
     "Read a command line; ConfigError says in one line what is wrong. `--help` prints and exits."
     known = known_keys(cls)
     found, rest = take(argv, ("config",))
+    words, rest = words_of(known, rest, switches(cls))
     for word in rest:
         if word.startswith("--"): check_key(word[2:].split("=")[0], [*known, "help", "print_config"], "command line")
+    if words: raise ConfigError(f"command line: {words[0]!r} belongs to no setting; they are written --key value")
     given = dict(base or {})
     for file in found["config"]: given |= read_yaml(file, known)
     check_numbers(given)

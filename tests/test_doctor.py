@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grpo_chess.doctor import FORMATS, as_document, as_html, as_markdown, compare, diagnose, main
+from grpo_chess.doctor import (
+    FORMATS, SUBJECTS, as_document, as_html, as_markdown, compare, compared_steps, diagnose, draw_findings, looked,
+    main)
 from grpo_chess.firststep import KIND_OF, Numbers, fit_causes, numbers_of, prior_of, two_temperatures, typical_scores
 from grpo_chess.histories import HistoryError, as_history, read_history, resolve
 from grpo_chess.history import CASES, CHECKS, Case, Finding, from_rows, in_order, onset, theil_sen
@@ -294,18 +296,83 @@ def test_two_runs_are_compared_with_an_interval():
     assert settings == {"sampler.temperature": (1., 1.3)}
     assert {c.column: c.counts for c in changes} == dict(entropy=True, grad_norm=False)
 
+def test_runs_of_different_length_are_compared_where_both_have_steps(capsys, tmp_path):
+    def run(n, start=0, name="x"): return from_rows([dict(step=start + i, entropy=float(start + i)) for i in range(n)],
+                                                    name=name)
+    change, = compare(run(100), run(300))[1]
+    assert change.first == change.second and not change.counts          # the same run, watched for longer
+    told = compared_steps(run(100, name="a"), run(300, name="b"))
+    assert "a ends at step 99" in told and "b at step 299" in told and "up to step 99" in told
+    assert "share no step" in compared_steps(run(9), run(9, 50)) and compare(run(9), run(9, 50))[1][0].second > 50
+    assert "ends at" not in compared_steps(run(9), run(9))
+    logs = [written(tmp_path / f"{n}.jsonl", "\n".join(json.dumps(dict(step=i, entropy=2.5*.97**i)) for i in range(n)))
+            for n in (100, 200)]
+    assert main([*map(str, logs), "--compare"]) == 0
+    said = capsys.readouterr().out
+    assert said.index("100: One alarm: entropy collapse.") < said.index("200: ") < said.index("| column | 100 | 200 |")
+
 def test_the_command_writes_and_fails_where_it_is_asked_to(tmp_path, capsys):
     rows = (json.dumps(dict(step=i, entropy=2.5*.97**i)) for i in range(200))
     log = written(tmp_path / "x.jsonl", "\n".join(rows))
     assert main([str(log)]) == 0 and "# Diagnosis of x" in capsys.readouterr().out
     assert main([str(log), "--fail-on", "critical"]) == 1 and "entropy collapse" in capsys.readouterr().err
     assert main([str(DATA / "tiny_metrics.jsonl"), "--fail-on=warning"]) == 0
-    assert main([str(log), "--output", str(tmp_path / "r.md")]) == 0 and (tmp_path / "r.png").exists()
-    assert main([str(log), str(log), "--compare", "true"]) == 0
-    for bad in ([], [str(log), "--compare", "true"], [str(log), "--format", "word"], [str(log), "--fail-on", "bad"],
-                [str(log), "--temperature", "nan"], [str(log), "--colour", "red"]):
+    for argv in (["--compare", "true"], ["--compare"]): assert main([str(log), str(log), *argv]) == 0
+    for bad in ([], [str(log), "--compare"], [str(log), "--format", "word"], [str(log), "--fail-on", "bad"],
+                [str(log), "--temperature", "nan"], [str(log), "--colour", "red"], [str(log), "--format"]):
         assert main(bad) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+def test_the_suffix_of_the_output_decides_the_format_and_the_files_are_named(tmp_path, capsys):
+    log = written(tmp_path / "x.jsonl", "\n".join(json.dumps(dict(step=i, entropy=2.5*.97**i)) for i in range(200)))
+    for argv, files, begins in ((["r.html"], ["r.html"], "<!doctype html>"), (["r.md"], ["r.md", "r.png"], "# Diag"),
+                                (["q.html", "--format", "md"], ["q.html", "q.png"], "# Diag"),
+                                (["d.md", "--format", "document"], ["d.md"], "---\ntitle"),
+                                (["c.html", str(log), "--compare"], ["c.html"], "<!doctype html>")):
+        assert main([str(log), "--output", str(tmp_path / argv[0]), *argv[1:]]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("wrote ") and said.count("\n") == 1
+        assert all(str(tmp_path / name) in said and (tmp_path / name).exists() for name in files)
+        assert (tmp_path / argv[0]).read_text().startswith(begins)
+    for name, told in {"gone/r.md": "no folder", "r.pdf": ".html", ".": "folder"}.items():
+        assert main([str(log), "--output", str(tmp_path / name)]) == 2
+        assert told in capsys.readouterr().err and not (tmp_path / "gone").exists()
+
+def test_options_stand_anywhere_and_formats_have_their_short_names(tmp_path, capsys):
+    log = str(written(tmp_path / "x.jsonl", "\n".join(json.dumps(dict(step=i, entropy=2.)) for i in range(20))))
+    assert main(["--format", "html", log]) == 0 and capsys.readouterr().out.startswith("<!doctype html>")
+    assert main(["--compare", log, log]) == 0 and " against " in capsys.readouterr().out
+    assert main([log, "--format", "md"]) == 0 and capsys.readouterr().out.startswith("# Diagnosis")
+    assert main([log, "--html"]) == 2 and "--format html" in capsys.readouterr().err
+
+def test_no_alarm_says_at_once_what_was_not_judged():
+    few = as_markdown(diagnose(from_rows([dict(step=i, entropy=2.) for i in range(30)])))
+    top = few.split("\n\n")[1]
+    assert top.startswith("**No alarm.**") and f"of {len(CHECKS)} checks could look (1 column, 30 rows, " in top
+    assert "Not judged: the ratio before the first update" in top and "sharpening" in top and "evaluations" in top
+    assert "entropy," not in top.split("Not judged")[1].replace("entropy monitor", "")
+    all_seen = diagnose(from_rows([dict(step=i, entropy=2.) for i in range(30)]))
+    all_seen.skipped = {}
+    assert "Not judged" not in looked(all_seen)
+    named = [name for checks in SUBJECTS.values() for name in checks]
+    assert len(named) == len(set(named)) and {*named} <= {c.name for c in CHECKS}
+
+def test_a_finding_speaks_of_the_names_in_the_log():
+    d = diagnose(as_history([{"step": i, "kl": 1e-9, "policy/entropy": 2.} for i in range(30)], name="x"))
+    assert [f.name for f in d.alarms] == ["lr_too_low"]
+    assert "in `kl` (kl_reference)" in as_markdown(d) and "<code>kl</code> (kl_reference)" in as_html(d)
+    assert draw_findings(d).axes[0].get_ylabel() == "kl (kl_reference)"
+    broken = diagnose(as_history([{"step": i, "objective/kl": math.nan} for i in range(3)]))
+    assert "`objective/kl` (kl_reference) is not finite" in as_markdown(broken)
+
+def test_what_could_not_be_read_comes_before_what_was_skipped():
+    d = diagnose(as_history([{"step": i, "kl": 1e-9, "avg_return": 1} for i in range(30)]))
+    for text in (as_markdown(d), as_html(d)):
+        places = [text.index(x) for x in ("certainty", "Names that are not known", "How names were read",
+                                          "Checks that were skipped", "What these columns hold")]
+        assert places == sorted(places) and "--names reward=avg_return" in text
+    assert "<details><summary>Checks that were skipped" in as_html(d)
+    assert "1 columns" not in as_markdown(d) + as_html(d)
 
 def test_the_command_runs_as_a_module(tmp_path):
     command = [sys.executable, "-m", "grpo_chess.doctor", str(DATA / "scratch_metrics.jsonl")]

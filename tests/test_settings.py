@@ -12,7 +12,7 @@ import pytest
 from grpo_chess.files import FileError
 from grpo_chess.settings import (
     ConfigError, EndedEarly, Stopped, StopRequest, choose, flatten, handled, interrupt, known_keys, make_parser,
-    parse_settings, read_yaml, run_command, take)
+    parse_settings, read_yaml, run_command, take, words_of)
 
 TOP = Path(__file__).resolve().parent.parent
 
@@ -185,3 +185,18 @@ def test_a_terminal_of_ascii_loses_letters_only():
     command, env = script("print('4×2 ± 1')", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.strip() == "4?2 ? 1", done.stderr
+
+# Words
+
+def test_a_switch_without_a_value_is_on_and_words_may_stand_anywhere():
+    assert parse("--on").on and not parse("--on", "false").on and parse("--on", "--seed", "3").seed == 3
+    assert words_of(KNOWN, ["run", "--seed", "3", "other", "--name=x"]) == (["run", "other"], ["--seed=3", "--name=x"])
+    assert words_of([*KNOWN], ["--on", "run"], {"on"}) == (["run"], ["--on=true"])
+    assert words_of(KNOWN, ["--on", "no", "run"], {"on"}) == (["run"], ["--on=no"])
+    assert words_of(KNOWN, ["--help", "run", "-h"]) == (["run"], ["--help", "-h"])
+    assert words_of(["fail_on"], ["--fail-on", "note"]) == ([], ["--fail_on=note"])
+    assert words_of(["floor"], ["--floor", "-1", "--", "--x"]) == (["--x"], ["--floor=-1"])
+
+def test_a_setting_without_its_value_and_a_word_too_many_are_refused():
+    assert "--seed needs a value" in refused(parse, "--seed") and "--seed needs" in refused(parse, "--seed", "--on")
+    assert "'stray'" in refused(parse, "stray") and "'stray'" in refused(parse, "--on", "stray")

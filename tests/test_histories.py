@@ -1,0 +1,164 @@
+"Logs of other trainers: what their names mean, what is said of those that mean nothing, and which file is read."
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from grpo_chess.doctor import as_html, as_markdown, diagnose, main
+from grpo_chess.histories import HistoryError, as_history, near, read_history, resolve
+from grpo_chess.history import from_rows
+from grpo_chess.panel import FOREIGN
+from grpo_chess.tracking import wait_for_end
+
+DATA = Path(__file__).resolve().parent.parent / "nbs/data"
+
+def written(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+def jsonl(rows): return "\n".join(json.dumps(row) for row in rows)
+
+def steps_of(history, name): return history.columns[name][0].tolist()
+
+# one run, two ways
+
+STATE = [{"step": 10*(i+1), "reward": .1*i, "reward_std": .2, "kl": .01*i} for i in range(40)]
+SENT = [{"_step": i, "_runtime": i, "train/global_step": 10*(i+1), "train/reward": .1*i, "train/reward_std": .2,
+         "train/kl": .01*i} for i in range(40)]          # as W&B has it of the same run
+
+def test_a_trl_run_is_the_same_history_from_its_file_and_from_wandb():
+    file, sent = as_history(STATE, name="a"), as_history(SENT, name="b")
+    assert set(file.columns) == set(sent.columns) == {"train/avg_reward", "reward_spread", "kl_reference"}
+    for name in file.columns:
+        assert [x.tolist() for x in file.columns[name]] == [x.tolist() for x in sent.columns[name]]
+    assert sent.last_step == 400 and sent.unknown == []
+
+def test_a_log_of_this_project_keeps_its_own_meaning_of_a_name():
+    own = as_history([{"step": 0, "train/avg_reward": .1, "train/reward_std": .3, "reward_std_within": .2}])
+    assert own.values("train/reward_std") == [.3] and own.values("reward_spread") == [.2]
+    twice = as_history([{"_step": 0, "step": 7, "train/avg_reward": .1, "reward": .1, "train/reward_std": .3,
+                         "reward_spread": .2, "reward_std": .2}])          # what W&B has of a run of this trainer
+    assert twice.values("train/reward_std") == [.3] and twice.values("reward_spread") == [.2] and twice.last_step == 7
+
+def test_a_row_without_a_step_belongs_to_the_step_before_it():
+    history = as_history([{"train/global_step": 10, "loss": 1.}, {"eval_accuracy": .5},
+                          {"train/global_step": 20, "loss": .5}])
+    assert steps_of(history, "eval_score") == [10] and steps_of(history, "loss") == [10, 20]
+    odd = as_history([{"step": "nan", "entropy": 1.}, {"step": 5, "entropy": 1.}, {"step": "inf", "entropy": 1.}])
+    assert steps_of(odd, "entropy") == [0, 5, 5]
+
+# probabilities and their logarithms
+
+def test_a_gap_of_probabilities_is_not_read_as_one_of_logarithms():
+    rows = [{"training/global_step": i, "training/rollout_probs_diff_mean": .02, "training/rollout_probs_diff_max": .4,
+             "actor/entropy": .5} for i in range(30)]
+    history = as_history(rows)
+    assert "prob_gap_mean" in history and "prob_gap_max" in history and "logp_gap_mean" not in history
+    assert "not of their logarithms" in FOREIGN["prob_gap_mean"] and not diagnose(history).alarms
+    assert resolve("sampling/sampling_logp_difference/mean")[0] == "logp_gap_mean"
+
+# names
+
+def test_capitals_and_spaces_do_not_hide_a_name():
+    history = as_history([{"Step": 3, "Entropy": 2., "Loss": 1., "Reward": .5, "Clip Fraction": .1, "Epoch": 1}])
+    assert set(history.columns) == {"entropy", "loss", "train/avg_reward", "clip_region"}
+    assert steps_of(history, "loss") == [3] and history.unknown == []
+
+def test_an_unknown_name_has_a_neighbour_and_a_way_out(tmp_path, capsys):
+    rows = ({"approx_kl_v2": .1, "avg_return": i, "policy_ent": 2.} for i in range(9))
+    log = written(tmp_path / "x.jsonl", jsonl(rows))
+    assert [near(x) for x in ("approx_kl_v2", "avg_return", "policy_ent", "zzz")] == [
+        "approx_kl", "reward", "entropy", ""]
+    assert main([str(log)]) == 2
+    said = capsys.readouterr().err
+    assert "--names approx_kl=approx_kl_v2,reward=avg_return,entropy=policy_ent" in said and said.count("\n") == 1
+    names = "reward=avg_return, entropy=policy_ent"
+    for argv in ([str(log), "--names", names], [str(log), f"--names={names}"]):
+        assert main(argv) == 0
+        out = capsys.readouterr().out
+        assert "`policy_ent` as entropy" in out and "`avg_return` as train/avg_reward" in out
+        assert "approx_kl=approx_kl_v2" in out.split("## Names that are not known")[1].split("##")[0]
+
+def test_names_that_cannot_be_meant_are_refused_in_one_line(tmp_path, capsys):
+    log = written(tmp_path / "x.jsonl", jsonl([{"avg_return": 1}]))
+    for names, told in {"avg_return": "NAME=NAME_IN_THE_LOG", "rewrd=avg_return": "'reward'", "entropy=gone": "gone",
+                        "zzz=avg_return": "entropy", "=x": "NAME=", "reward=": "NAME="}.items():
+        assert main([str(log), "--names", names]) == 2
+        said = capsys.readouterr().err
+        assert told in said and said.count("\n") == 1, said
+
+def test_a_name_that_is_given_goes_before_one_that_is_found():
+    history = as_history([{"entropy": 1., "H": 2.}], names={"entropy": "H"})
+    assert history.values("entropy") == [2.] and history.logged == {"entropy": "H"} and not history.unknown
+
+# tables
+
+TABLES = dict(semicolon="step;Entropy;reward\n0;2.5;0.1\n1;2.25;\n",
+              tab="step\tentropy\treward\n0\t2.5\t0.1\n1\t2.25\t\n",
+              comma="step;entropy;reward\n0;2,5;0,1\n1;2,25;\n", mark="\ufeffstep,entropy,reward\n0,2.5,.1\n1,2.25,\n")
+
+@pytest.mark.parametrize("text", TABLES.values(), ids=TABLES)
+def test_a_table_is_read_whatever_parts_its_columns(text, tmp_path):
+    for name in ("x.csv", "x.tsv"):
+        history = read_history(written(tmp_path / name, text))
+        assert history.values("entropy").tolist() == [2.5, 2.25] and history.values("train/avg_reward").tolist() == [.1]
+        assert history.unknown == [] and not history.counted
+
+def test_tensorboard_is_refused_with_a_way_to_export(tmp_path):
+    event = tmp_path / "logs/run1/events.out.tfevents.17.host"
+    event.parent.mkdir(parents=True)
+    event.write_bytes(b"\x18\x00\x00\x00\x00\x00\x00\x00\xa3\x7f")
+    for source in (event, event.parent, tmp_path / "logs"):
+        with pytest.raises(HistoryError, match="tbparse.*csv"): read_history(source)
+
+def test_steps_that_were_counted_are_said_to_be_counted(tmp_path):
+    rows = "".join(f"{i}000,{i+1}000,-.1\n" for i in range(9))
+    log = written(tmp_path / "w.csv", "step_from,step_to,avg_reward\n" + rows)
+    history = read_history(log)
+    assert history.counted and "no step column: rows are counted" in as_markdown(diagnose(history))
+    assert "no step column: rows are counted" in as_html(diagnose(history))
+    told = read_history(log, names={"step": "step_to"})
+    assert steps_of(told, "train/avg_reward")[0] == 1000 and not told.counted
+    assert "no step column" not in as_markdown(diagnose(told)) and not from_rows([{"step": 0, "loss": 1.}]).counted
+
+# which file
+
+def at(path, seconds):
+    os.utime(path, (seconds, seconds))
+    return path
+
+def test_the_file_that_was_read_is_named_and_the_others_are_listed(tmp_path):
+    for k, name in enumerate(("old.jsonl", "new.jsonl")):
+        at(written(tmp_path / name, jsonl([{"step": k, "loss": k}])), k)
+    history = read_history(tmp_path)
+    assert history.source == "new.jsonl" and history.others == ["old.jsonl"] and history.values("loss") == [1]
+    for text in (as_markdown(diagnose(history)), as_html(diagnose(history))):
+        assert "Read from" in text and "new.jsonl" in text and "not read, and there too" in text and "old.jsonl" in text
+    alone = read_history(tmp_path / "old.jsonl")
+    assert alone.source == "old.jsonl" and "not read" not in as_markdown(diagnose(alone))
+    assert str(tmp_path) not in as_markdown(diagnose(alone))
+
+def test_a_run_folder_with_wandb_in_it_is_read(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    for name, value in dict(WANDB_MODE="offline", WANDB_SILENT="true").items(): monkeypatch.setenv(name, value)
+    run = wandb.init(project="x", mode="offline", dir=tmp_path)
+    for i in range(3): run.log({"train/reward": i, "train/global_step": 10*i})
+    run.finish()
+    wait_for_end(next((tmp_path / "wandb").glob("offline-run-*")), 60)
+    history = read_history(tmp_path)
+    assert history.last_step == 20 and history.source.startswith("wandb/") and not history.others
+
+def test_one_of_several_runs_in_a_file_is_named_behind_it(tmp_path):
+    six = DATA / "histories.json"
+    with pytest.raises(HistoryError, match=r"6 runs \(A, B.*histories.json#A"): read_history(six)
+    with pytest.raises(HistoryError, match="6 runs"): read_history(f"{six}#Z")
+    run = read_history(f"{six}#B")
+    assert run.name == "histories#B" and len(run.values("entropy")) == 100 and run.config
+    two = written(tmp_path / "two.csv", "Step,a - entropy,b - entropy,b - entropy__MIN\n0,1,2,0\n")
+    assert read_history(f"{two}#b").values("entropy") == [2] and read_history(f"{two}#a").values("entropy") == [1]
+    with pytest.raises(HistoryError, match="two.csv#a"): read_history(two)
+    one = written(tmp_path / "one.jsonl", '{"entropy": 1}')
+    with pytest.raises(HistoryError, match="one run"): read_history(f"{one}#a")
+    assert read_history(written(tmp_path / "a#b.jsonl", '{"entropy": 1}')).values("entropy") == [1]
