@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from . import detectors, firststep, machinery
+from . import detectors, firststep, machinery, plain
 from .histories import HistoryError, read_history
 from .history import CASES, CHECKS, SEVERITIES, Finding, History, in_order
 from .panel import FOREIGN, METRICS
@@ -30,7 +30,7 @@ from .settings import ConfigError, EndedEarly, parse_settings, run_command, writ
 from .stats import series_mean
 
 # %% ../nbs/10_doctor.ipynb #8645fc70
-PAGES = (detectors, firststep, machinery)      # importing them registers their checks
+PAGES = (detectors, firststep, machinery, plain)      # importing them registers their checks
 
 @dataclass
 class Diagnosis:
