@@ -60,7 +60,7 @@ CASES |= {
         "weights from before the fall.",
         "Rewards that rise while the entropy falls.",
         ("slow_collapse", "group_collapse", "no_spread", "advantage_vanishes", "flat_reward", "bonus_dominates",
-         "evaluation_floor")),
+         "reward_lost", "evaluation_floor")),
     "slow_collapse": Case(
         "slow entropy collapse",
         "The entropy falls steadily and nothing stops it.",
@@ -78,9 +78,10 @@ def entropy_collapse(history:History)->Finding|None:
     if len(steps) < 5 or steps[-1] < 10: return None
     start, end = ends(entropy)
     good = still_rises(history, (steps[0] + 2*steps[-1])/3) or nearly_perfect(history)    # in the last third
-    if not (end < start/4 or end < .1) or start < .2 or good: return None
+    gone = end < start/4 or end < .1 if start >= .2 else end < start/10     # words are surer than moves from the start
+    if not gone or start < .01 or good: return None
     known = history.first("expected_regret", "train/avg_reward", "eval_score")
-    low = steps[np.argmax(entropy < max(start/4, .1))]
+    low = steps[np.argmax(entropy < (max(start/4, .1) if start >= .2 else start/10))]
     return Finding("entropy_collapse", "critical", .95 if known else .8,
                    f"Entropy fell from {start:.2f} to {end:.3f} nats, {math.exp(start):.1f} to {math.exp(end):.1f} "
                    f"effective moves, and {'the reward no longer rises' if known else 'no reward was logged'}.",
@@ -196,6 +197,7 @@ def flat_reward(history:History)->Finding|None:
     steps, values = history.finite(name)
     trend = reward_trend(history)
     if trend is None or len(steps) < 3 or trend.span <= 0 or trend.rises or wrong_way(history): return None
+    if len(steps) > 4 and not np.ptp(values): return None       # a constant is another fault
     scatter = float(np.std(np.diff(values)))/math.sqrt(2) if len(values) > 2 else math.nan
     low, high, mid = (x*trend.span for x in (trend.low, trend.high, trend.slope))
     finite_high = high if math.isfinite(high) else max(0., *(abs(values - values[0])))

@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from . import detectors, firststep, machinery
+from . import detectors, firststep, machinery, plain
 from .histories import HistoryError, ask_for_names, parse_names, read_history
 from .history import CASES, CHECKS, SEVERITIES, Finding, History, in_order
 from .panel import FOREIGN, METRICS
@@ -32,7 +32,7 @@ from .settings import (
 from .stats import series_mean
 
 # %% ../nbs/10_doctor.ipynb #8645fc70
-PAGES = (detectors, firststep, machinery)      # importing them registers their checks
+PAGES = (detectors, firststep, machinery, plain)      # importing them registers their checks
 
 @dataclass
 class Diagnosis:
@@ -97,13 +97,16 @@ def finding_lines(history:History, finding:Finding, number:int)->list[str]:
 # %% ../nbs/10_doctor.ipynb #bf899afa
 SUBJECTS = {     # what checks judge, in the order in which one wants to know it
     "the ratio before the first update": ("first_step", "stale_policy", "ratio_is_one"),
-    "entropy": ("entropy_collapse", "slow_collapse"), "groups": ("group_collapse", "no_spread"),
-    "the course of the reward": ("flat_reward", "wrong_way"), "sharpening": ("sharpening",),
-    "evaluations": ("evaluation_noise", "evaluation_floor"), "reward noise": ("reward_noise",),
-    "the learning rate": ("lr_too_low", "lr_too_high"), "the clip fraction": ("clip_fraction",),
+    "the reward": ("flat_reward", "wrong_way", "constant_reward", "reward_lost", "reward_line"),
+    "entropy": ("entropy_collapse", "slow_collapse", "entropy_rises"), "groups": ("group_collapse", "no_spread"),
+    "sharpening": ("sharpening",), "reward noise": ("reward_noise",),
+    "evaluations": ("evaluation_noise", "evaluation_floor", "held_out_falls"),
+    "the learning rate": ("lr_too_low", "lr_too_high", "nothing_moves"), "the clip fraction": ("clip_fraction",),
     "advantages": ("advantage_scale",), "gradients": ("divergence", "grad_spikes"),
     "the terms of the loss": ("bonus_dominates", "budget_by_value", "terms_cancel", "loss_is_entropy"),
-    "the KL controller": ("controller",), "the entropy monitor": ("monitor_silent",), "speed": ("throughput_falls",)}
+    "the KL controller": ("controller",), "the entropy monitor": ("monitor_silent",),
+    "the reference policy": ("far_reference",), "the length of samples": ("cut_off", "samples_shrink"),
+    "speed": ("throughput_falls",)}
 
 def unjudged(diagnosis:Diagnosis)->list[str]:
     "What no check could look at, in plain words."
@@ -375,7 +378,9 @@ def comparison(first:Diagnosis, second:Diagnosis)->str:
     lines += [f"| column | {a.name} | {b.name} | difference | more than noise? |", "|---|---|---|---|---|"]
     for c in sorted(changes, key=lambda c: not c.counts):
         half = f"± {c.half:.2g}" if math.isfinite(c.half) else "(too short for an interval)"
-        lines.append(f"| {c.column} | {c.first:.4g} | {c.second:.4g} | {c.second - c.first:+.3g} {half} | "
+        same = a.logged.get(c.column) == b.logged.get(c.column)
+        column = in_log(a, c.column).replace("`", "") if same else c.column
+        lines.append(f"| {column} | {c.first:.4g} | {c.second:.4g} | {c.second - c.first:+.3g} {half} | "
                      f"{'yes' if c.counts else 'no'} |")
     return "\n".join([*lines, "", "The interval knows the steps of these two runs; another seed may differ more.", ""])
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Pair', 'FLOOR', 'TOP_P', 'TOP_K', 'CAUSES', 'UNEVEN', 'FIRST', 'AT_FLOOR', 'WOULD', 'SPOILS', 'CASES', 'KIND_OF',
-           'DIRECT', 'WORDS', 'typical_scores', 'normalised', 'entropy_of', 'two_temperatures', 'noise', 'keep_top',
-           'truncated_sampler', 'floored_sampler', 'truncated_loss', 'Numbers', 'numbers_of', 'Cause', 'misfits', 'Fit',
-           'predictions', 'best_fit', 'weighed', 'fit_causes', 'number', 'known_gap', 'prior_of', 'off_floor', 'early',
-           'first_numbers', 'samples_of', 'clip_range', 'explain', 'fit_table', 'bad_start', 'first_step', 'shares',
-           'best_explained', 'stale_policy', 'ratio_is_one']
+           'DIRECT', 'ENGINES', 'WORDS', 'POORLY', 'TELL', 'typical_scores', 'normalised', 'entropy_of',
+           'two_temperatures', 'noise', 'keep_top', 'truncated_sampler', 'floored_sampler', 'truncated_loss', 'Numbers',
+           'numbers_of', 'Cause', 'misfits', 'Fit', 'predictions', 'best_fit', 'weighed', 'fit_causes', 'number',
+           'known_gap', 'prior_of', 'off_floor', 'early', 'first_numbers', 'samples_of', 'clip_range', 'explain',
+           'fit_table', 'is_direct', 'usual_gap', 'bad_start', 'first_step', 'shares', 'shown_numbers',
+           'named_by_settings', 'severity_of', 'best_explained', 'stale_policy', 'ratio_is_one']
 
 # %% ../nbs/07_firststep.ipynb #925c916d
 import math
@@ -18,6 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from .detectors import gets_better
 from .history import CASES, Case, Finding, History, check
 
 # %% ../nbs/07_firststep.ipynb #91428649
@@ -272,7 +274,10 @@ def first_numbers(
     last = float(seen[min(steps, len(seen)) - 1]) if len(seen) else -1.
     def at(*names:str)->float: return next((x for n in names if math.isfinite(x := early(history, n, last))), math.nan)
     kl, gap = at("kl_exact", "approx_kl"), at("logp_gap_mean")
-    if not math.isfinite(kl): kl = math.pi*gap**2/4      # of a normal log-ratio with this mean size
+    of_gap = math.pi*gap**2/4                              # of a normal log-ratio with this mean size
+    if math.isfinite(gap) and "ratio_error" not in history:     # another ratio than clip fraction and KL are of
+        return Numbers(kl=of_gap, mean_ratio=at("is_ratio_mean"), ess=at("ess"), entropy=at("entropy"))
+    if not math.isfinite(kl): kl = of_gap
     low, high, clip = at("clip_low"), at("clip_high"), at("clip_region")
     if not math.isfinite(clip): clip = low + high
     if not math.isfinite(clip):        # TRL and verl count those that bind: about half, as the advantage's sign is free
@@ -352,6 +357,13 @@ CASES |= {
         "run too, so that they show neither a fault nor its absence.",
         "Log the largest absolute log-ratio of the first minibatch of each step. It must be 0.",
         "One update a step: then the ratio had to be 1, and something is wrong."),
+    "usual_gap": Case(
+        "two programs that nearly agree",
+        "The samples come from a fast engine and the loss from the trainer, in half precision: their log-probabilities "
+        "differ by rounding.",
+        "Nothing now. If the reward falls after hundreds of steps, weigh the loss by the ratio of the two programs, "
+        "capped at 2, or compute both in one precision.",
+        "A gap that grows along the run."),
 }
 KIND_OF = dict(sharper="two_temperatures", flatter="two_temperatures", noise="ratio_noise", rounding="rounding",
                **dict.fromkeys(("top_p", "top_k", "floor_top_p", "floor_top_k", "loss_top_p"), "truncated_sampling"))
@@ -363,14 +375,29 @@ def fit_table(fits:list[Fit])->str:
 
 # %% ../nbs/07_firststep.ipynb #2fc28eba
 DIRECT = ("ratio_error", "logp_gap_max", "logp_gap_mean", "is_ratio_mean")     # measured before any update
+ENGINES = DIRECT[1:]        # of two programs: one samples, another one trains
+
+def is_direct(history:History, name:str)->bool:
+    "Was this column measured before any update? With one update a step every mean over updates is."
+    one = (number(history.config, "ppo_steps", "num_iterations") == 1
+           or number(history.config, "trainer.epochs", "ppo_epochs", "update_epochs", "n_epochs")
+           == number(history.config, "trainer.minibatches", "num_minibatches") == 1)
+    return name in DIRECT or one
+
+def usual_gap(history:History, name:str)->bool:
+    "Two programs in half precision never agree: below a KL of 0.001, with a mean ratio of 1, that is as usual."
+    seen = first_numbers(history)
+    return name in ENGINES and seen.kl < 1e-3 and not abs(seen.mean_ratio - 1) > .02
 
 def bad_start(history:History)->bool:
     "Is the ratio wrong before the first update, for all that the log can show?"
     _, off, name = off_floor(history)
     if not off[:FIRST].any() or (len(off) > FIRST and off[0] == 0): return False      # fine, or stale
     seen = first_numbers(history)
-    return name in DIRECT or seen.clip > .2 or seen.kl > .01
+    if is_direct(history, name): return not usual_gap(history, name)
+    return seen.clip > .3 or seen.kl > .03
 
+# %% ../nbs/07_firststep.ipynb #firststep2
 @check("ratio_error|approx_kl|kl_exact|clip_region|clip_binding|logp_gap_mean|mean_ratio")
 def first_step(history:History)->Finding|None:
     "Is the ratio at its floor before the first update, and if not, which cause explains the numbers?"
@@ -379,6 +406,9 @@ def first_step(history:History)->Finding|None:
     numbers = first_numbers(history)
     said = {k: v for k, v in vars(numbers).items() if math.isfinite(v)}
     where = (int(steps[0]), int(steps[off.astype(bool)][-1]))
+    if usual_gap(history, name):
+        small = f"`{name}` is {history.values(name)[0]:.2g}: the sampler and the trainer are two programs."
+        return Finding("usual_gap", "note", .9, small, where, said, (name,))
     if not bad_start(history):
         small = f"`{name}` is {history.values(name)[0]:.2g} at the first step, which several updates a step can do."
         return Finding("ratio_unknown", "note", .5, small, where, said, (name,))
@@ -386,11 +416,12 @@ def first_step(history:History)->Finding|None:
     if not fits:
         return Finding("ratio_noise", "warning", .4, f"`{name}` is {history.values(name)[0]:.3g} at the first step, "
                        "where it must be at its floor; without a KL the cause cannot be fitted.", where, said, (name,))
-    return best_explained(fits, numbers, where, name)
+    return best_explained(history, fits, numbers, where, name)
 
 # %% ../nbs/07_firststep.ipynb #c7156fa0
 WORDS = dict(clip="clip fraction", kl="KL", ess="effective sample size", clip_low="share below the range",
              clip_high="share above it")
+POORLY = 4.      # χ² for each number: beyond that not even the best cause fits
 
 def shares(fits:list[Fit])->dict[str, float]:
     "The weight of each kind of cause, the heaviest first."
@@ -398,8 +429,37 @@ def shares(fits:list[Fit])->dict[str, float]:
     weight = {k: sum(f.weight for f in fits if KIND_OF[f.cause] == k) for k in kinds}
     return dict(sorted(weight.items(), key=lambda pair: -pair[1]))
 
+def shown_numbers(history:History, numbers:Numbers, name:str)->str:
+    "The numbers of a first step as a sentence, and when they were measured."
+    said = {k: v for k, v in vars(numbers).items() if math.isfinite(v)}
+    words = {k: f"{WORDS.get(k, k.replace('_', ' '))} {v:.3g}" for k, v in said.items()}
+    if "clip" in words and "clip_region" not in history and "clip_binding" in history:
+        words["clip"] += f", twice the logged {numbers.clip/2:.3g}, which counts one sign of the advantage"
+    if numbers.kl > 0 and not history.first("kl_exact", "approx_kl"): words["kl"] += ", from the mean log-ratio"
+    when = "Before the first update" if is_direct(history, name) else "In the first steps, over all their updates"
+    return f"{when}: {'; '.join(words.values())}."
+
+def named_by_settings(history:History, top:Fit)->str:
+    "What the configuration has to do with the best cause; empty if nothing."
+    tau = number(history.config, "rollout_temperature", "sampler.temperature", "sampling_temperature", "temperature")
+    if KIND_OF[top.cause] == "two_temperatures" and tau > 0 and tau != 1 and abs(math.log(top.size/tau)) < .12:
+        return f" The settings name a sampling temperature of {tau:g}: if the loss ignores it, the gap is {tau:g}."
+    return " The settings have dropout." if KIND_OF[top.cause] == "ratio_noise" and number(
+        history.config, "dropout", "attention_dropout") > 0 else ""
+
+# %% ../nbs/07_firststep.ipynb #explained1
+TELL = (WOULD + " A difference that is a multiple of the log-probability is a temperature; one that changes from call "
+        "to call is noise; one on unlikely moves alone is truncation; one that goes away in float32 is rounding.")
+
+def severity_of(history:History, kind:str, top:Fit, numbers:Numbers, name:str)->str:
+    "How bad a wrong first step is, and how sure the log can be of it."
+    if kind == "rounding": return "note" if top.size < .01 else "warning"
+    if is_direct(history, name): return "critical" if numbers.clip > .05 or numbers.kl > .01 else "warning"
+    if gets_better(history): return "note"          # several updates a step, and they teach
+    return "critical" if numbers.clip > .4 else "warning"
+
 def best_explained(
-    fits:list[Fit], numbers:Numbers,
+    history:History, fits:list[Fit], numbers:Numbers,
     where:tuple[int, int],       # steps
     name:str,                    # the column that shows that something is wrong
 )->Finding:
@@ -408,19 +468,21 @@ def best_explained(
     best = {k: next(f for f in fits if KIND_OF[f.cause] == k) for k in share}
     kind = next(iter(share))
     top, rivals = best[kind], [k for k in share if k != kind and share[k] > share[kind]/2]
-    grave = "critical" if numbers.clip > .05 or numbers.kl > .01 else "warning"
-    if kind == "rounding": grave = "note" if top.size < .01 else "warning"
-    well = math.exp(-max(0., top.chi2 - top.seen)/20)
-    shown = ", ".join(f"{WORDS.get(k, k.replace('_', ' '))} {v:.3g}" for k, v in said.items())
-    says = (f"Before the first update: {shown}. Best explained by: {top.title} (χ² {top.chi2:.1f} of {top.seen} "
-            "numbers).")
+    well, titles = math.exp(-max(0., top.chi2 - top.seen)/20), [CASES[k].title for k in (kind, *rivals)]
+    how = "fits" if top.chi2 < 2*top.seen else "fits poorly" if top.chi2 < POORLY*top.seen else "does not fit"
+    fitted = f"it {how}: χ² {top.chi2:.1f} of {top.seen} numbers"
+    says = (f"{shown_numbers(history, numbers, name)} Best explained by: {top.title} ({fitted}).")
+    says += named_by_settings(history, top)
     if rivals:
         says += (f" These numbers cannot tell that from {' or '.join(best[k].title for k in rivals)}. The entropy in "
                  "the loss minus that of the sampler could, or the temperatures in the configuration.")
     cause, change = (" Or: ".join(getattr(CASES[k], part) for k in (kind, *rivals)) for part in ("cause", "change"))
-    return Finding(kind, grave, .98*share[kind]*well + .01, says, where, said | dict(size=top.size),
-                   (name, "clip_region", "approx_kl"), fit_table(fits), cause, change,
-                   called=" or ".join(CASES[k].title for k in (kind, *rivals)))
+    called = " or ".join(titles)
+    if top.chi2 > POORLY*top.seen: called, change = f"wrong ratio, which no known cause fits; nearest: {called}", TELL
+    elif len(rivals) > 1: called, change = f"wrong ratio: {called}", TELL
+    return Finding(kind, severity_of(history, kind, top, numbers, name), .98*share[kind]*well + .01, says, where,
+                   said | dict(size=top.size), (name, "clip_region", "approx_kl"), fit_table(fits), cause, change,
+                   called=called)
 
 # %% ../nbs/07_firststep.ipynb #d0530aa4
 @check("ratio_error|logp_gap_mean|is_ratio_mean")

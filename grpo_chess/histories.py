@@ -63,7 +63,7 @@ def near(
 )->str:            # a name of the column that may be meant, as `--names` takes it; empty if none is like it
     "The known name that is most like an unknown one."
     for form in (folded(name), folded(name).split("/")[-1]):
-        if found := difflib.get_close_matches(form, NAMES, 1, .7): break
+        if found := difflib.get_close_matches(form, NAMES, 1, .7 if len(form) > 7 else .8): break
     return SHORT.get(NAMES[found[0]][0], NAMES[found[0]][0]) if found else ""
 
 # %% ../nbs/10_histories.ipynb #f01de5a1

@@ -175,7 +175,8 @@ CASES |= {
         "Lower the learning rate to a third, or take fewer updates a step (guard.stop_kl ends a step early).",
         "A reward that rises all the same.",
         ("entropy_collapse", "slow_collapse", "group_collapse", "no_spread", "reward_falls", "flat_reward",
-         "clip_fraction", "divergence", "grad_spikes", "advantage_vanishes", "controller_saturated", "not_a_number")),
+         "clip_fraction", "divergence", "grad_spikes", "advantage_vanishes", "controller_saturated", "not_a_number",
+         "reward_lost", "entropy_rises")),
     "clip_fraction": Case(
         "clip fraction high",
         "Within one step the policy goes beyond the clip range: too large a rate, too many updates on one batch, or "

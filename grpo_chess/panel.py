@@ -96,6 +96,8 @@ FOREIGN = {   # numbers that other trainers log and this one does not: meaning
     "eval_score": "score of an evaluation, (wins + draws/2)/games, or a share of right answers",
     "eval_games": "how many games or questions that evaluation had",
     "throughput": "plies, samples or tokens a second",
+    "cut_off": "share of the samples that end at the length limit",
+    "length": "mean length of a sample, tokens",
 }
 
 # %% ../nbs/07_panel.ipynb #c269d44f
@@ -144,6 +146,8 @@ ALIASES |= {   # the rest
     "eval_games": ("eval_stockfish/games", "eval/games", "eval_samples"),
     "seconds": ("step_time", "perf/time_per_step", "timing_s/step", "seconds_per_step"),
     "throughput": ("perf/throughput", "tokens_per_second", "time/fps", "charts/SPS", "samples_per_second", "tps"),
+    "cut_off": ("completions/clipped_ratio", "response_length/clip_ratio"),
+    "length": ("completions/mean_length", "response_length/mean", "completion_length", "response_length"),
 }
 
 def names_of(

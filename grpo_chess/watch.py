@@ -8,11 +8,11 @@ __all__ = ['PAGES', 'FIRST_ROWS', 'LAST_ROWS', 'ACTIONS', 'kept_rows', 'alarms',
 # %% ../nbs/07_watch.ipynb #05e96337
 from typing import Any
 
-from . import detectors, firststep, machinery
+from . import detectors, firststep, machinery, plain
 from .history import CASES, CHECKS, Finding, from_rows, in_order
 
 # %% ../nbs/07_watch.ipynb #f12dbb02
-PAGES = (detectors, firststep, machinery)       # importing them registers their checks
+PAGES = (detectors, firststep, machinery, plain)       # importing them registers their checks
 FIRST_ROWS, LAST_ROWS = 20, 180                 # that are kept
 ACTIONS = ("warn", "boost", "rollback", "abort")
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from grpo_chess.doctor import (
-    FORMATS, SUBJECTS, as_document, as_html, as_markdown, compare, compared_steps, diagnose, draw_findings, looked,
-    main)
+    FORMATS, SUBJECTS, as_document, as_html, as_markdown, compare, compared_steps, comparison, diagnose, draw_findings,
+    looked, main)
 from grpo_chess.firststep import KIND_OF, Numbers, fit_causes, numbers_of, prior_of, two_temperatures, typical_scores
 from grpo_chess.histories import HistoryError, as_history, read_history, resolve
 from grpo_chess.history import CASES, CHECKS, Case, Finding, from_rows, in_order, onset, theil_sen
@@ -221,6 +221,12 @@ def test_what_cannot_be_read_is_said_in_one_line(name, tmp_path, capsys):
 def test_the_default_run_and_the_sampled_run_have_no_alarm():
     for name in ("tiny_metrics.jsonl", "scratch_metrics.jsonl"):
         assert diagnose(read_history(DATA / name)).alarms == []
+
+def test_a_run_of_trl_without_spread_is_named_and_the_mended_one_is_not():
+    exact, partial = (diagnose(read_history(DATA / f"trl_{name}.json")) for name in ("exact", "partial"))
+    assert exact.alarms[0].name == "no_spread" and not partial.alarms
+    assert "in `frac_reward_zero_std` (no_spread)" in as_markdown(exact)
+    assert "frac_reward_zero_std (no_spread)" in comparison(exact, partial)
 
 def test_checks_that_cannot_look_say_what_they_lack():
     d = diagnose(from_rows([dict(step=i, entropy=2.) for i in range(30)]))

@@ -5,7 +5,7 @@
 
 TRL's own GRPOTrainer trains a network of two layers with random weights on sums of two numbers. The first reward is 1
 for the exact answer and 0 for all else, as many first reward functions are; the second is how much of the answer is
-right. Nothing else differs, and nothing in the files is edited: they are the trainer_state.json of the last checkpoint."""
+right. Nothing else differs. The files are the trainer_state.json of each run's last checkpoint, as TRL wrote it."""
 
 import difflib
 import random
@@ -53,7 +53,7 @@ def train(reward):
     with tempfile.TemporaryDirectory() as folder:
         args = GRPOConfig(
             output_dir=folder, report_to="none", use_cpu=True, seed=0, max_steps=120, logging_steps=4, save_steps=120,
-            per_device_train_batch_size=32, num_generations=8, max_completion_length=8, learning_rate=1e-3, beta=.04,
+            per_device_train_batch_size=32, num_generations=8, max_completion_length=32, learning_rate=1e-3, beta=.04,
             disable_tqdm=True)
         model.save_pretrained(f"{folder}/start")        # TRL reads a model from a folder only
         GRPOTrainer(f"{folder}/start", reward, args, tasks, processing_class=tokenizer()).train()

@@ -1,0 +1,113 @@
+"Logs as other trainers write them, each with one plain fault or none: what a reader of the diagnosis sees."
+import math
+
+import numpy as np
+import pytest
+
+from grpo_chess.doctor import as_markdown, diagnose
+from grpo_chess.histories import as_history
+
+N = 200
+
+
+def log(names, steps=N, seed=0, every=1, **config):
+    "A history of `names`: logged name -> value of a step k and its noise, or a number."
+    rng = np.random.default_rng(seed)
+    rows = [{"step": every*k} | {name: f(k, rng.standard_normal()) if callable(f) else f for name, f in names.items()}
+            for k in range(steps)]
+    return as_history(rows, config, "log")
+
+
+def rises(k, e): return .3 + .4*k/N + .05*e
+def noise(k, e): return .3 + .05*e
+
+
+HEALTHY = dict(
+    cleanrl={"losses/approx_kl": lambda k, e: .013 + .002*e, "losses/clipfrac": lambda k, e: .14 + .02*e,
+             "losses/entropy": lambda k, e: 1.5 - k/N, "charts/episodic_return": rises},
+    openrlhf={"ppo_kl": lambda k, e: .012 + .002*e, "ppo_clip_ratio": lambda k, e: .08 + .01*e, "reward": rises},
+    verl={"actor/ppo_kl": lambda k, e: .003 + .0003*e, "actor/pg_clipfrac": lambda k, e: .11 + .01*e,
+          "actor/entropy": lambda k, e: .5 - .001*k, "critic/rewards/mean": rises},
+    trl={"clip_ratio/region_mean": lambda k, e: .11 + .01*e, "kl": lambda k, e: .0004 + .0003*k, "reward": rises},
+)
+VLLM = {"sampling/sampling_logp_difference/max": .7, "sampling/importance_sampling_ratio/mean": 1.0005, "entropy": .4,
+        "clip_ratio/region_mean": 0., "reward": rises}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_several_updates_a_step_are_no_alarm_while_the_reward_rises(name):
+    found = diagnose(log(HEALTHY[name]))
+    assert not found.alarms, as_markdown(found)
+    assert "reward_rises" in found.names() and "Before the first update" not in as_markdown(found)
+
+
+@pytest.mark.parametrize("gap", (.004, .012, .03))
+def test_two_programs_in_half_precision_are_a_note(gap):
+    found = diagnose(log(VLLM | {"sampling/sampling_logp_difference/mean": gap}))
+    assert not found.alarms and "usual_gap" in found.names()
+
+
+def test_a_gap_between_two_programs_is_fitted_without_the_numbers_of_another_ratio():
+    names = VLLM | {"sampling/sampling_logp_difference/mean": .35, "sampling/importance_sampling_ratio/mean": 1.,
+                    "reward": noise}
+    first = diagnose(log(names)).alarms[0]
+    assert first.severity == "critical" and "clip fraction" not in first.says
+    assert "from the mean log-ratio" in first.says
+    assert "Compute the log-probabilities of one batch twice" in first.change + first.refute
+
+
+def test_a_clip_fraction_that_was_doubled_is_said_to_be():
+    said = diagnose(log({"actor/pg_clipfrac": .311, "actor/ppo_kl": .04, "actor/entropy": 2.1, "reward": noise}))
+    assert "clip fraction 0.622, twice the logged 0.311" in said.alarms[0].says
+
+
+def test_what_the_settings_say_of_a_temperature_stands_in_the_finding():
+    row = {"mean_clip_fraction": .556, "mean_kl_divergence": .046, "entropy": 2.816}
+    first = diagnose(log(row, 9, rollout_temperature=1.3, ppo_steps=1)).alarms[0]
+    assert first.name == "two_temperatures" and first.severity == "critical"
+    assert "settings name a sampling temperature of 1.3" in first.says and "Before the first update" in first.says
+
+
+ENTROPY = {"entropy": lambda k, e: .5 + .01*e}
+FAULTS = dict(
+    reward_lost={"reward": lambda k, e: (.3 + .003*k if k < 150 else 0.) + .03*e},
+    constant_reward={"reward": 0., "reward_std": 0., "frac_reward_zero_std": 1.},
+    nothing_moves={"reward": noise, "learning_rate": 0., "kl": 0.},
+    far_reference={"reward": noise, "kl": lambda k, e: 3. + .1*e},
+    entropy_rises={"reward": noise, "entropy": lambda k, e: .2 + 2.2*k/N},
+    entropy_collapse={"reward": noise, "entropy": lambda k, e: .15*math.exp(-k/30)},
+    cut_off={"reward": lambda k, e: .02 + .005*e, "completions/clipped_ratio": .97},
+    samples_shrink={"reward": noise, "response_length/mean": lambda k, e: 300*.98**k},
+    held_out_falls={"critic/score/mean": rises, "val/test_score": lambda k, e: .5 - .4*k/N + .01*e},
+)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_plain_fault_is_named_first_and_with_what_to_change(fault):
+    found = diagnose(log((ENTROPY if fault != "samples_shrink" else {}) | FAULTS[fault]))
+    assert found.alarms and found.alarms[0].name == fault, as_markdown(found)
+    assert found.alarms[0].change and found.alarms[0].refute
+
+
+def test_a_gradient_of_zero_is_named():
+    found = diagnose(log({"reward": noise, "grad_norm": 0., "loss": 0.}))
+    assert found.alarms[0].name == "nothing_moves" and "No gradient reaches the weights" in found.alarms[0].cause
+
+
+def test_a_constant_reward_is_not_told_to_learn_faster():
+    found = diagnose(log(FAULTS["constant_reward"]))
+    assert "learning rate" not in " ".join(f.change for f in found.findings)
+
+
+@pytest.mark.parametrize("steps", (20, 100, 200, 300))
+@pytest.mark.parametrize("shape", (rises, noise, lambda k, e: .3 - .3*k/N + .05*e))
+def test_every_report_says_something_of_the_reward(steps, shape):
+    said = {"reward_rises", "reward_unclear", "flat_reward", "reward_falls", "reward_lost", "constant_reward"}
+    for seed in range(5):
+        names = diagnose(log({"reward": shape}, steps, seed)).names()
+        assert len(said & set(names)) == 1, (seed, names)
+
+
+def test_a_reward_without_a_trend_is_hardly_ever_lost():
+    assert not sum("reward_lost" in diagnose(log({"reward": noise}, n, seed)).names()
+                   for n in (60, 300) for seed in range(40))
