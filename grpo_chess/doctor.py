@@ -7,8 +7,8 @@ __all__ = ['PAGES', 'SUBJECTS', 'PLAIN', 'STYLE', 'NOT_OUTCOME', 'FORMATS', 'SUF
            'translated', 'parts_of', 'heading', 'finding_lines', 'unjudged', 'count', 'looked', 'read_from', 'meaning',
            'skipped_table', 'lacking', 'names_read', 'names_unknown', 'as_markdown', 'draw_evidence', 'draw_findings',
            'png_of', 'marked', 'table_html', 'finding_html', 'page_of', 'blocks_html', 'as_html', 'head_of',
-           'as_document', 'differing', 'Change', 'common_steps', 'compare', 'compared_steps', 'comparison',
-           'DoctorConfig', 'format_of', 'Failed', 'parse', 'read_run', 'text_of', 'write_files', 'work', 'main']
+           'as_document', 'differing', 'Change', 'common_steps', 'compare', 'compared_steps', 'comparison', 'format_of',
+           'DoctorConfig', 'Failed', 'parse', 'read_run', 'text_of', 'write_files', 'work', 'main']
 
 # %% ../nbs/10_doctor.ipynb #3de8395e
 import base64
@@ -388,6 +388,15 @@ def comparison(first:Diagnosis, second:Diagnosis)->str:
 FORMATS = dict(markdown=as_markdown, html=as_html, document=as_document)
 SUFFIXES = {"": "markdown", ".md": "markdown", ".txt": "markdown", ".html": "html", ".htm": "html"}
 
+def format_of(output:str)->str:
+    "The format that a file's suffix asks for; ConfigError for a place where no file can be written."
+    path = Path(output)
+    if path.is_dir() and output: raise ConfigError(f"output = {output!r} is a folder: name a file, like report.html")
+    if not path.parent.is_dir(): raise ConfigError(f"output = {output!r}: there is no folder {str(path.parent)!r}")
+    if path.suffix.lower() in SUFFIXES: return SUFFIXES[path.suffix.lower()]
+    raise ConfigError(f"output = {output!r}: end it in .md or .html, or say --format")
+
+# %% ../nbs/10_doctor.ipynb #6ee7f241
 @dataclass
 class DoctorConfig:
     """What is wrong with runs: python -m grpo_chess.doctor RUN ... [--key value]
@@ -418,14 +427,6 @@ class DoctorConfig:
             raise ConfigError(f"temperature = {self.temperature} must be from 0 to 100")
         if self.eval_floor > 1: raise ConfigError(f"eval_floor = {self.eval_floor} must be a score, at most 1")
         parse_names(self.names)
-
-def format_of(output:str)->str:
-    "The format that a file's suffix asks for; ConfigError for a place where no file can be written."
-    path = Path(output)
-    if path.is_dir() and output: raise ConfigError(f"output = {output!r} is a folder: name a file, like report.html")
-    if not path.parent.is_dir(): raise ConfigError(f"output = {output!r}: there is no folder {str(path.parent)!r}")
-    if path.suffix.lower() in SUFFIXES: return SUFFIXES[path.suffix.lower()]
-    raise ConfigError(f"output = {output!r}: end it in .md or .html, or say --format")
 
 # %% ../nbs/10_doctor.ipynb #09c9f7d3
 class Failed(EndedEarly):

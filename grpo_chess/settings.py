@@ -139,6 +139,7 @@ def take(argv:list[str], names:tuple[str, ...])->tuple[dict[str, list[str]], lis
         found[key[2:]].append(value)
     return found, rest
 
+# %% ../nbs/00_settings.ipynb #5e771a19
 def switches(cls, prefix:str="")->set[str]:
     "Every setting that is true or false, as a dotted key."
     types = get_type_hints(cls)
@@ -171,6 +172,7 @@ def words_of(
         out.append(f"--{key}{equals}{value}")
     return words, out
 
+# %% ../nbs/00_settings.ipynb #5e771a20
 def choose(name:str, presets:dict[str, Settings])->Settings:
     "A preset by its name; ConfigError lists those there are."
     if name not in presets: raise ConfigError(f"there is no preset {name!r}; there are {', '.join(presets)}")
