@@ -474,6 +474,7 @@ def write_files(diagnoses:list[Diagnosis], cfg:DoctorConfig)->list[Path]:
     write_whole(out, text_of(diagnoses, cfg, picture.name if fig else ""))
     return [out, picture] if fig else [out]
 
+# %% ../nbs/10_doctor.ipynb #39436b66
 def work(argv:list[str])->None:
     "Diagnose or compare, and fail where that is asked for."
     runs, cfg = parse(argv)
