@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PAGES', 'SUBJECTS', 'PLAIN', 'STYLE', 'NOT_OUTCOME', 'FORMATS', 'SUFFIXES', 'PROG', 'Diagnosis', 'diagnose', 'in_log',
            'translated', 'parts_of', 'heading', 'finding_lines', 'unjudged', 'count', 'looked', 'read_from', 'meaning',
-           'skipped_table', 'lacking', 'names_read', 'names_unknown', 'as_markdown', 'draw_evidence', 'draw_findings',
-           'png_of', 'marked', 'table_html', 'finding_html', 'page_of', 'blocks_html', 'as_html', 'head_of',
-           'as_document', 'differing', 'Change', 'common_steps', 'compare', 'compared_steps', 'comparison', 'format_of',
-           'DoctorConfig', 'Failed', 'parse', 'read_run', 'text_of', 'write_files', 'work', 'main']
+           'skipped_table', 'lacking', 'names_read', 'names_unknown', 'as_markdown', 'label_of', 'draw_evidence',
+           'draw_findings', 'png_of', 'marked', 'table_html', 'finding_html', 'page_of', 'blocks_html', 'as_html',
+           'head_of', 'as_document', 'differing', 'Change', 'common_steps', 'compare', 'compared_steps', 'comparison',
+           'format_of', 'DoctorConfig', 'Failed', 'parse', 'read_run', 'text_of', 'write_files', 'work', 'main']
 
 # %% ../nbs/10_doctor.ipynb #3de8395e
 import base64
@@ -181,14 +181,20 @@ def as_markdown(
     return "\n".join(lines)
 
 # %% ../nbs/10_doctor.ipynb #4cedf014
+def label_of(history:History, column:str)->str:
+    "An axis label: the log's name, and ours below it where that is another one; long names in two lines."
+    if column not in history.logged: return column.removeprefix("train/")
+    name = history.logged[column]
+    if len(name) > 24: name = "/\n".join(name.rsplit("/", 1))
+    return f"{name}\n({column})"
+
 def draw_evidence(ax:Any, history:History, finding:Finding)->None:
     "The columns of a finding, its steps shaded."
     for k, name in enumerate([c for c in dict.fromkeys(finding.columns) if c in history][:2]):
         steps, values = history.finite(name)
         axis = ax if not k else ax.twinx()
         axis.plot(steps, values, ".-" if len(steps) < 30 else "-", color=f"C{k}", lw=1.2)
-        shown = in_log(history, name).replace("`", "")
-        axis.set_ylabel(shown if name in history.logged else name.removeprefix("train/"), color=f"C{k}", fontsize=9)
+        axis.set_ylabel(label_of(history, name), color=f"C{k}", fontsize=9)
         axis.tick_params(labelsize=9)
     if finding.alarms and finding.steps[1] > finding.steps[0]:
         ax.axvspan(*finding.steps, color="tab:red", alpha=.08, lw=0)
@@ -371,17 +377,19 @@ def comparison(first:Diagnosis, second:Diagnosis)->str:
     settings, changes = compare(a, b)
     lines = [f"# {a.name} against {b.name}", ""]
     for d in (first, second): lines += [f"{d.history.name}: {d.summary} {looked(d)}", ""]
-    told = [f"| {k} | {x} | {y} |" for k, (x, y) in settings.items()]
+    told = [f"| {k} | " + " | ".join("not known" if v is None else str(v) for v in pair) + " |"
+            for k, pair in settings.items()]
     lines += ["## Settings that differ", ""]
     lines += [f"| setting | {a.name} | {b.name} |", "|---|---|---|", *told] if settings else ["None that is known."]
     lines += ["", "## What came out", "", compared_steps(a, b), ""]
     lines += [f"| column | {a.name} | {b.name} | difference | more than noise? |", "|---|---|---|---|---|"]
     for c in sorted(changes, key=lambda c: not c.counts):
-        half = f"± {c.half:.2g}" if math.isfinite(c.half) else "(too short for an interval)"
+        short = not math.isfinite(c.half)
+        half = "(too short for an interval)" if short else f"± {c.half:.2g}"
         same = a.logged.get(c.column) == b.logged.get(c.column)
         column = in_log(a, c.column).replace("`", "") if same else c.column
         lines.append(f"| {column} | {c.first:.4g} | {c.second:.4g} | {c.second - c.first:+.3g} {half} | "
-                     f"{'yes' if c.counts else 'no'} |")
+                     f"{'not known' if short else 'yes' if c.counts else 'no'} |")
     return "\n".join([*lines, "", "The interval knows the steps of these two runs; another seed may differ more.", ""])
 
 # %% ../nbs/10_doctor.ipynb #6ee7f240

@@ -309,6 +309,9 @@ def test_runs_of_different_length_are_compared_where_both_have_steps(capsys, tmp
     assert change.first == change.second and not change.counts          # the same run, watched for longer
     told = compared_steps(run(100, name="a"), run(300, name="b"))
     assert "a ends at step 99" in told and "b at step 299" in told and "up to step 99" in told
+    other = from_rows([dict(step=i, entropy=1.) for i in range(9)], {"lr": 1})
+    short = comparison(diagnose(run(9, name="a")), diagnose(other))
+    assert "| lr | not known | 1 |" in short and "| not known |" in short.splitlines()[-3]
     assert "share no step" in compared_steps(run(9), run(9, 50)) and compare(run(9), run(9, 50))[1][0].second > 50
     assert "ends at" not in compared_steps(run(9), run(9))
     logs = [written(tmp_path / f"{n}.jsonl", "\n".join(json.dumps(dict(step=i, entropy=2.5*.97**i)) for i in range(n)))
@@ -367,7 +370,7 @@ def test_a_finding_speaks_of_the_names_in_the_log():
     d = diagnose(as_history([{"step": i, "kl": 1e-9, "policy/entropy": 2.} for i in range(30)], name="x"))
     assert [f.name for f in d.alarms] == ["lr_too_low"]
     assert "in `kl` (kl_reference)" in as_markdown(d) and "<code>kl</code> (kl_reference)" in as_html(d)
-    assert draw_findings(d).axes[0].get_ylabel() == "kl (kl_reference)"
+    assert draw_findings(d).axes[0].get_ylabel() == "kl\n(kl_reference)"
     broken = diagnose(as_history([{"step": i, "objective/kl": math.nan} for i in range(3)]))
     assert "`objective/kl` (kl_reference) is not finite" in as_markdown(broken)
 
