@@ -455,8 +455,9 @@ def severity_of(history:History, kind:str, top:Fit, numbers:Numbers, name:str)->
     "How bad a wrong first step is, and how sure the log can be of it."
     if kind == "rounding": return "note" if top.size < .01 else "warning"
     if is_direct(history, name): return "critical" if numbers.clip > .05 or numbers.kl > .01 else "warning"
-    if gets_better(history): return "note"          # several updates a step, and they teach
-    return "critical" if numbers.clip > .4 else "warning"
+    much = numbers.clip > .4 or numbers.kl > .1
+    if gets_better(history): return "warning" if much else "note"       # several updates a step, and they teach
+    return "critical" if much else "warning"
 
 def best_explained(
     history:History, fits:list[Fit], numbers:Numbers,

@@ -126,9 +126,10 @@ def reward_lost(history:History)->Finding|None:
     if rise <= 0 or not drop > max(.5*rise, 5*error_of_window(reward, w)*math.sqrt(2)): return None
     if not theil_sen(steps[:best + w], reward[:best + w], OFTEN).rises: return None
     end, said = best + w - 1, "regret" if name == "expected_regret" else "reward"
+    gone = f"{drop/rise:.0%} of the gain is gone" if drop < rise else "more than the whole gain is gone"
     return Finding("reward_lost", "critical" if drop > .9*rise else "warning", .85,
                    f"The {said} was {abs(window[best]):.3g} near step {steps[best + w//2]:.0f} and is "
-                   f"{abs(window[-1]):.3g} at the end: {min(drop/rise, 9.99):.0%} of the gain is gone.",
+                   f"{abs(window[-1]):.3g} at the end: {gone}.",
                    (int(steps[end]), int(steps[-1])), dict(rise=float(rise), drop=float(drop)), (name, "entropy"))
 
 # %% ../nbs/07_plain.ipynb #plain020
@@ -238,7 +239,8 @@ def reward_line(history:History)->Finding|None:
     if any(look(history) for look in others if name in history): return None
     change, low, high = (x*trend.span for x in (trend.slope, trend.low, trend.high))
     steps, word = history.finite(name)[0], "negative regret" if name == "expected_regret" else "reward"
-    says = f"Over {trend.span:.0f} steps the {word} changes by {change:+.3g}, interval [{low:+.3g}, {high:+.3g}]"
+    span = steps[-1] - steps[0]
+    says = f"Over {span:.0f} steps the {word} changes by {change:+.3g}, interval [{low:+.3g}, {high:+.3g}]"
     where, told = (int(steps[0]), int(steps[-1])), dict(change=change, low=low, high=high)
     if trend.rises: return Finding("reward_rises", "healthy", .95, says + ".", where, told, (name,))
     return Finding("reward_unclear", "note", .5, f"{says}: neither a rise nor a fall is shown.", where, told, (name,))

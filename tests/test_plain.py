@@ -61,6 +61,11 @@ def test_a_clip_fraction_that_was_doubled_is_said_to_be():
     assert "clip fraction 0.622, twice the logged 0.311" in said.alarms[0].says
 
 
+def test_a_clip_fraction_beyond_any_healthy_run_is_an_alarm_though_the_reward_rises():
+    found = diagnose(log({"actor/pg_clipfrac": .311, "actor/ppo_kl": .04, "actor/entropy": 2.1, "reward": rises}))
+    assert found.alarms and found.alarms[0].severity == "warning"
+
+
 def test_what_the_settings_say_of_a_temperature_stands_in_the_finding():
     row = {"mean_clip_fraction": .556, "mean_kl_divergence": .046, "entropy": 2.816}
     first = diagnose(log(row, 9, rollout_temperature=1.3, ppo_steps=1)).alarms[0]
@@ -78,7 +83,7 @@ FAULTS = dict(
     entropy_collapse={"reward": noise, "entropy": lambda k, e: .15*math.exp(-k/30)},
     cut_off={"reward": lambda k, e: .02 + .005*e, "completions/clipped_ratio": .97},
     samples_shrink={"reward": noise, "response_length/mean": lambda k, e: 300*.98**k},
-    held_out_falls={"critic/score/mean": rises, "val/test_score": lambda k, e: .5 - .4*k/N + .01*e},
+    held_out_falls={"critic/score/mean": rises, "val-core/gsm8k/reward/mean@1": lambda k, e: .5 - .4*k/N + .01*e},
 )
 
 
