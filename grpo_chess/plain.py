@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from .detectors import OFTEN, flat_reward, gets_better, still_rises, typical_end, wrong_way
+from .firststep import collecting
 from .history import CASES, Case, Finding, History, check, ends, reward_trend, theil_sen
 
 # %% ../nbs/07_plain.ipynb #plain008
@@ -64,7 +65,7 @@ def nothing_moves(history:History)->Finding|None:
     "A learning rate or a gradient that is exactly 0 throughout."
     for name, (says, cause, change, refute) in STILL.items():
         steps, values = history.finite(name)
-        if len(values) < ALWAYS or values.any(): continue
+        if len(values) < ALWAYS or values.any() or collecting(history): continue
         return Finding("nothing_moves", "critical", .95, says, (int(steps[0]), int(steps[-1])), {}, (name, "loss"),
                        cause=cause, change=change, refute=refute)
     return None

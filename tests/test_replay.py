@@ -3,6 +3,8 @@ import numpy as np
 import pytest
 import torch
 
+from grpo_chess.doctor import diagnose
+from grpo_chess.history import from_rows
 from grpo_chess.improved import LARGEST, improved_policy, improved_terms
 from grpo_chess.loss import LossConfig
 from grpo_chess.replay import Judged, Replay
@@ -56,6 +58,23 @@ def test_replay_adds_updates_on_which_the_clip_acts():
     assert all(row["updates"] == 1 and row["clip_region"] == 0 for row in plain)
     assert all(row["updates"] == 5 for row in again) and again[-1]["clip_region"] > .05
     assert all(row["ratio_error"] < 1e-5 for row in again)              # law 1 is about the games of the step itself
+
+
+def test_a_run_that_collects_first_moves_nothing_until_then():
+    t = make(loss=ALL, lr=3e-3, replay=4, replay_batch=32, collect=3, steps=8)
+    begun, rows = weights(t), steps(t, 3)
+    assert torch.equal(begun, weights(t)) and not any(r["lr"] for r in rows) and len(t.replay.parts) == 3
+    assert all(r["kl_step"] == 0 and r["loss"] == r["loss"] for r in rows)          # measured, and not moved
+    later = steps(t, 5)
+    assert later[0]["lr"] > 0 and later[0]["updates"] == 5 and not torch.equal(begun, weights(t))
+    assert later[0]["lr"] == max(r["lr"] for r in later)                            # the schedule begins after it
+    alarms = {f.name for f in diagnose(from_rows(rows*3, {"trainer.collect": 10})).alarms}
+    assert not alarms & {"nothing_moves", "lr_too_low"}
+
+
+@pytest.mark.parametrize("wrong", [dict(collect=3), dict(collect=8, replay=1), dict(collect=-1, replay=1)])
+def test_collecting_needs_a_memory_and_an_end(wrong):
+    with pytest.raises(ValueError, match="trainer.collect"): make(loss=ALL, **wrong)
 
 
 def test_replay_needs_the_values_of_all_moves():
