@@ -113,6 +113,7 @@ def error_of_window(
     alike = min(max(alike, 0.), .9)
     return float(rest.std())*math.sqrt((1 + alike)/(1 - alike)/w)
 
+# %% ../nbs/07_plain.ipynb #plain032
 @check("train/avg_reward|expected_regret|eval_score")
 def reward_lost(history:History)->Finding|None:
     "The last tenth of the run lies far below its best tenth."
