@@ -1,4 +1,4 @@
-"""Start positions for the experiment `groups`: those of one shard of labels, which are apart from the held-out ones.
+"""Start positions from labels: those of one shard, or of several, which are apart from the held-out ones.
 
     # half a minute on two cores
     python -m grpo_chess.pretrain label --positions 50000 --depth 1 --seed 0 --out LABELS
@@ -20,15 +20,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("labels", type=Path)
     parser.add_argument("out", type=Path, help=".fen file to write")
+    parser.add_argument("--shards", type=int, nargs=2, default=(0, 1), metavar=("FIRST", "END"), help="shards to take")
     args = parser.parse_args()
     try:
-        shard = read_manifest(args.labels)["shards"][0]["name"]
-        fens = dict.fromkeys(describe(t) for t in read_shard(args.labels / shard).tokens)
+        shards = read_manifest(args.labels)["shards"][slice(*args.shards)]
+        fens = dict.fromkeys(describe(t) for shard in shards for t in read_shard(args.labels / shard["name"]).tokens)
     except LabelError as e:
         sys.exit(f"error: {e}")
     args.out.parent.mkdir(exist_ok=True)
     args.out.write_text("\n".join(fens) + "\n")
-    print(f"{len(fens)} positions of {shard}")
+    print(f"{len(fens)} positions of {len(shards)} shards")
 
 
 if __name__ == "__main__":
