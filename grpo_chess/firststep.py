@@ -247,7 +247,7 @@ def prior_of(
 # %% ../nbs/07_firststep.ipynb #collecting
 def collecting(history:History)->bool:
     "Has this run only filled its memory so far, at a learning rate of 0?"
-    return history.last_step < number(history.config, "trainer.collect")
+    return history.last_step < number(history.config, "trainer.collect")*number(history.config, "trainer.steps")
 
 # %% ../nbs/07_firststep.ipynb #a7e2e724
 FIRST = 3            # steps that are averaged

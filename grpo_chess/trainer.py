@@ -49,7 +49,7 @@ class UpdateConfig:
         replay: updates a step on positions of earlier steps besides, with loss.moves = all; 0 for none
         replay_batch: positions of each of them
         replay_window: positions that are kept for it
-        collect: steps at the beginning that only play and judge, to fill that memory: the learning rate is 0
+        collect: share of the run, at its beginning, that only plays and judges, to fill that memory: the rate is 0
         micro_batch: positions in one backward pass at most: a hundred suit a CPU, thousands a GPU; changes nothing else
         freeze: transformer blocks that do not train, counted from the input; the embeddings go with them
     """
@@ -63,7 +63,7 @@ class UpdateConfig:
     replay: int = 0
     replay_batch: int = 256
     replay_window: int = 20_000
-    collect: int = 0
+    collect: float = 0.
     micro_batch: int = 128
     freeze: int = 0
 
@@ -129,9 +129,9 @@ def check_trainer(
     for name in ("steps", "epochs", "minibatches", "replay_batch", "replay_window", "micro_batch", "sync_every",
                  "checkpoint_every", "keep"):
         if getattr(cfg, name) < 1: raise ValueError(f"trainer.{name} = {getattr(cfg, name)} must be at least 1")
-    for name in ("head_lr", "muon_lr", "warmup", "weight_decay", "grad_clip", "freeze", "budget_every", "replay",
-                 "collect"):
+    for name in ("head_lr", "muon_lr", "warmup", "weight_decay", "grad_clip", "freeze", "budget_every", "replay"):
         if getattr(cfg, name) < 0: raise ValueError(f"trainer.{name} = {getattr(cfg, name)} must not be negative")
+    if not 0 <= cfg.collect < 1: raise ValueError(f"trainer.collect = {cfg.collect} must be at least 0 and below 1")
     if not 0 <= cfg.ema < 1: raise ValueError(f"trainer.ema = {cfg.ema} must be at least 0 and below 1")
     if not 0 < cfg.lr < 10: raise ValueError(f"trainer.lr = {cfg.lr} must be above 0 and below 10")
     for name, values in dict(decay=("linear", "cosine", "constant"), precision=PRECISIONS).items():
@@ -155,9 +155,8 @@ def check_run(
     check_group(sampler.group, loss)
     if trainer.replay and loss.moves != "all":
         raise ValueError(f"trainer.replay = {trainer.replay} needs the values of all moves: loss.moves = all")
-    if trainer.collect and (not trainer.replay or trainer.collect >= trainer.steps):
-        raise ValueError(f"trainer.collect = {trainer.collect} fills the memory of trainer.replay: it must be below "
-                         f"trainer.steps = {trainer.steps}, and trainer.replay above 0")
+    if trainer.collect and not trainer.replay:
+        raise ValueError(f"trainer.collect = {trainer.collect} fills the memory of trainer.replay, which is 0")
     if trainer.replay and processes > 1: raise ValueError("trainer.replay works in one process")
 
 # %% ../nbs/07_trainer.ipynb #e64792c9
@@ -166,8 +165,8 @@ def lr_factor(
     step:float,        # from 0
 )->float:              # multiplies lr
     "0 while the memory fills, linear warm-up, then decay to 0 at `cfg.steps`."
-    if step < cfg.collect: return 0.
-    step, steps = step - cfg.collect, cfg.steps - cfg.collect
+    if step < (begins := cfg.collect*cfg.steps): return 0.
+    step, steps = step - begins, cfg.steps - begins
     if step < cfg.warmup: return (step+1)/(cfg.warmup+1)
     x = min(1., (step - cfg.warmup)/max(1, steps - cfg.warmup))
     return dict(constant=1., linear=1-x, cosine=(1+math.cos(math.pi*x))/2)[cfg.decay]
@@ -416,7 +415,8 @@ class Learner(Rehearsal):
     def update(self, batch:Batch)->dict[str, float]:
         "Epochs × minibatches updates on one batch of games; means over them."
         loss, cfg, fabric, rows = self.loss, self.tcfg, self.fabric, []
-        factor, collecting = lr_factor(cfg, self.schedule_place)*self.guard.lr_scale, self.schedule_place < cfg.collect
+        factor, collecting = lr_factor(cfg, self.schedule_place), self.schedule_place < cfg.collect*cfg.steps
+        factor *= self.guard.lr_scale
         for group in self.optimizer.param_groups: group["lr"] = group["base"]*factor
         old, adv, mask, share = (self.of_all(x) for x in (batch.logp_old, batch.adv, batch.mask, batch.share))
         parts = board_parts(self.scfg.boards, cfg.epochs, cfg.minibatches, self.seed, self.done)

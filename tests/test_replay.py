@@ -61,18 +61,18 @@ def test_replay_adds_updates_on_which_the_clip_acts():
 
 
 def test_a_run_that_collects_first_moves_nothing_until_then():
-    t = make(loss=ALL, lr=3e-3, replay=4, replay_batch=32, collect=3, steps=8)
+    t = make(loss=ALL, lr=3e-3, replay=4, replay_batch=32, collect=.375, steps=8)
     begun, rows = weights(t), steps(t, 3)
     assert torch.equal(begun, weights(t)) and not any(r["lr"] for r in rows) and len(t.replay.parts) == 3
     assert all(r["kl_step"] == 0 and r["loss"] == r["loss"] for r in rows)          # measured, and not moved
     later = steps(t, 5)
     assert later[0]["lr"] > 0 and later[0]["updates"] == 5 and not torch.equal(begun, weights(t))
     assert later[0]["lr"] == max(r["lr"] for r in later)                            # the schedule begins after it
-    alarms = {f.name for f in diagnose(from_rows(rows*3, {"trainer.collect": 10})).alarms}
+    alarms = {f.name for f in diagnose(from_rows(rows*3, {"trainer.collect": .5, "trainer.steps": 20})).alarms}
     assert not alarms & {"nothing_moves", "lr_too_low"}
 
 
-@pytest.mark.parametrize("wrong", [dict(collect=3), dict(collect=8, replay=1), dict(collect=-1, replay=1)])
+@pytest.mark.parametrize("wrong", [dict(collect=.5), dict(collect=1., replay=1), dict(collect=-.1, replay=1)])
 def test_collecting_needs_a_memory_and_an_end(wrong):
     with pytest.raises(ValueError, match="trainer.collect"): make(loss=ALL, **wrong)
 
