@@ -25,7 +25,7 @@ from typing import Any
 
 from . import detectors, firststep, machinery, plain
 from .histories import HistoryError, ask_for_names, parse_names, read_history
-from .history import CASES, CHECKS, SEVERITIES, Finding, History, in_order
+from .history import CASES, CHECKS, SEVERITIES, Finding, History, in_order, learning
 from .panel import FOREIGN, METRICS
 from .settings import (
     ConfigError, EndedEarly, known_keys, parse_settings, run_command, switches, words_of, write_whole)
@@ -58,11 +58,11 @@ def diagnose(
     history:History,
 )->Diagnosis:
     "Ask every check; what should be mended first comes first."
-    findings, skipped = [], {}
+    findings, skipped, learned = [], {}, learning(history)
     for check in CHECKS:
-        if lacks := check.lacks(history): skipped[check.name] = lacks
-        elif found := check.look(history): findings.append(found)
-    return Diagnosis(history, in_order(findings, history.first_step), skipped, len(CHECKS) - len(skipped))
+        if lacks := check.lacks(learned): skipped[check.name] = lacks
+        elif found := check.look(learned): findings.append(found)
+    return Diagnosis(history, in_order(findings, learned.first_step), skipped, len(CHECKS) - len(skipped))
 
 # %% ../nbs/10_doctor.ipynb #69760d74
 def in_log(history:History, column:str)->str:

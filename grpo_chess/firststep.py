@@ -7,8 +7,8 @@ __all__ = ['Pair', 'FLOOR', 'TOP_P', 'TOP_K', 'CAUSES', 'UNEVEN', 'FIRST', 'AT_F
            'DIRECT', 'ENGINES', 'WORDS', 'POORLY', 'TELL', 'typical_scores', 'normalised', 'entropy_of',
            'two_temperatures', 'noise', 'keep_top', 'truncated_sampler', 'floored_sampler', 'truncated_loss', 'Numbers',
            'numbers_of', 'Cause', 'misfits', 'Fit', 'predictions', 'best_fit', 'weighed', 'fit_causes', 'number',
-           'known_gap', 'prior_of', 'collecting', 'off_floor', 'early', 'first_numbers', 'samples_of', 'clip_range',
-           'explain', 'fit_table', 'is_direct', 'usual_gap', 'bad_start', 'first_step', 'shares', 'shown_numbers',
+           'known_gap', 'prior_of', 'off_floor', 'early', 'first_numbers', 'samples_of', 'clip_range', 'explain',
+           'fit_table', 'is_direct', 'usual_gap', 'bad_start', 'first_step', 'shares', 'shown_numbers',
            'named_by_settings', 'severity_of', 'best_explained', 'stale_policy', 'ratio_is_one']
 
 # %% ../nbs/07_firststep.ipynb #925c916d
@@ -243,11 +243,6 @@ def prior_of(
         cut = number(config, name)
         if math.isfinite(cut): prior[name] = prior[f"floor_{name}"] = 4. if 0 < cut and cut != 1 else .2
     return prior
-
-# %% ../nbs/07_firststep.ipynb #collecting
-def collecting(history:History)->bool:
-    "Has this run only filled its memory so far, at a learning rate of 0?"
-    return history.last_step < number(history.config, "trainer.collect")*number(history.config, "trainer.steps")
 
 # %% ../nbs/07_firststep.ipynb #a7e2e724
 FIRST = 3            # steps that are averaged

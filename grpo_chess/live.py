@@ -70,6 +70,7 @@ def progress_text(row:dict)->dict[str, str]:
     "The few numbers that matter."
     known = math.isfinite(row["expected_regret"])
     good = dict(regret=f"{row['expected_regret']:.3f}") if known else dict(reward=f"{row['train/avg_reward']:+.3f}")
+    if not row.get("updates", 1): return good | dict(entropy=f"{row['entropy']:.2f}", memory="fills, at rate 0")
     return good | dict(entropy=f"{row['entropy']:.2f}", clip=f"{row['clip_binding']:.2f}",
                        ratio_error=f"{row['ratio_error']:.0e}")
 

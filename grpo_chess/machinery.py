@@ -13,8 +13,8 @@ import math
 import numpy as np
 
 from .detectors import typical_end
-from .firststep import bad_start, collecting, number
-from .history import CASES, Case, Finding, History, check, ends, onset, reward_trend, theil_sen
+from .firststep import bad_start, number
+from .history import CASES, Case, Finding, History, began, check, ends, onset, reward_trend, theil_sen
 
 # %% ../nbs/07_machinery.ipynb #e1174812
 CASES |= {
@@ -213,7 +213,7 @@ CASES |= {
 def lr_too_low(history:History)->Finding|None:
     "A policy that cannot have moved."
     steps, moved = history.finite(history.first("kl_step", "kl_reference"))
-    if len(steps) < 20 or collecting(history): return None
+    if len(steps) < 20 or began(history) == math.inf: return None
     own = "kl_step" in history
     path = float(np.sqrt(np.maximum(moved, 0)/2).sum()*(steps[-1] - steps[0] + 1)/len(steps)) if own else (
         math.sqrt(max(float(moved[-1]), 0.)/2))

@@ -70,7 +70,7 @@ METRICS |= {   # what acted, and what it cost
     "kl_coef": ("KL coefficient of this step", "adaptive_kl/current_kl_coef"),
     "kl_ratio": ("the KL that the controller read, over its target; nan without one", "adaptive_kl/kl_ratio"),
     "collapsed": ("steps in a row below guard.entropy_floor", "entropy_floor/consecutive_low_steps"),
-    "updates": ("updates made; fewer than epochs × minibatches where guard.stop_kl ended them", ""),
+    "updates": ("updates made; fewer than planned where guard.stop_kl ended them, 0 while a memory is filled", ""),
     "guard": ("what a guard did, in words; empty if nothing", ""),
     "plies": ("plies that train; with loss.moves = all, each with all its moves", ""),
     "positions": ("distinct positions of this process's games", ""),

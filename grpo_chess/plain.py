@@ -12,8 +12,7 @@ import math
 import numpy as np
 
 from .detectors import OFTEN, flat_reward, gets_better, still_rises, typical_end, wrong_way
-from .firststep import collecting
-from .history import CASES, Case, Finding, History, check, ends, reward_trend, theil_sen
+from .history import CASES, Case, Finding, History, began, check, ends, reward_trend, theil_sen
 
 # %% ../nbs/07_plain.ipynb #plain008
 CASES |= {
@@ -65,7 +64,7 @@ def nothing_moves(history:History)->Finding|None:
     "A learning rate or a gradient that is exactly 0 throughout."
     for name, (says, cause, change, refute) in STILL.items():
         steps, values = history.finite(name)
-        if len(values) < ALWAYS or values.any() or collecting(history): continue
+        if len(values) < ALWAYS or values.any() or began(history) == math.inf: continue
         return Finding("nothing_moves", "critical", .95, says, (int(steps[0]), int(steps[-1])), {}, (name, "loss"),
                        cause=cause, change=change, refute=refute)
     return None
@@ -229,11 +228,20 @@ CASES |= {
         "steps differ much from one another.",
         "Let it run on, or make a step's batch larger; until then call it neither learning nor flat.",
         "An interval that leaves out 0."),
+    "only_collected": Case(
+        "nothing is learned yet",
+        "The run fills its memory first (trainer.collect): it plays and judges at a learning rate of 0.",
+        "Nothing. Come back when it has made updates.",
+        "A row with updates or a learning rate above 0."),
 }
 
 @check("train/avg_reward|expected_regret|eval_score")
 def reward_line(history:History)->Finding|None:
     "What can be said of the reward where no other check says it."
+    if began(history) == math.inf:
+        first, last = history.first_step, history.last_step
+        says = f"In {last - first + 1} steps the run has only played and judged."
+        return Finding("only_collected", "note", .95, says, (first, last), {}, ("lr", "updates"))
     trend = reward_trend(history)
     name = history.first("expected_regret", "train/avg_reward", "eval_score")
     others = (constant_reward, reward_lost, wrong_way, flat_reward)

@@ -444,7 +444,7 @@ class Learner(Rehearsal):
         mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         measured = budget.measured() if budget else dict.fromkeys(budget_of({}), math.nan)
         return mean | measured | dict(ratio_error=rows[0]["max_log_ratio"], entropy_gap=rows[0]["entropy_gap"],
-                                      updates=len(rows) - stopped)
+                                      updates=0 if collecting else len(rows) - stopped)
 
 # %% ../nbs/07_trainer.ipynb #0646a2d2
 class Trainer(Learner):
@@ -478,7 +478,7 @@ class Trainer(Learner):
 
     def watch(self, row:dict, before:dict)->dict[str, Any]:
         "Show the step to the guards and do what they ask for; the columns that say so."
-        guard, cfg, planned = self.guard, self.gcfg, self.tcfg.epochs*self.tcfg.minibatches
+        guard, cfg, planned = self.guard, self.gcfg, self.tcfg.epochs*self.tcfg.minibatches*(row["lr"] > 0)
         kl = row["approx_kl"] if cfg.controller_kl == "k1" else row["kl_step"]
         if self.lcfg.kl_to == "reference" and guard.kl_coef: kl = row["kl_term"]/guard.kl_coef
         entropy, kl = self.fabric.broadcast((row["entropy"], kl))   # the first process decides

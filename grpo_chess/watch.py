@@ -9,7 +9,7 @@ __all__ = ['PAGES', 'FIRST_ROWS', 'LAST_ROWS', 'ACTIONS', 'kept_rows', 'alarms',
 from typing import Any
 
 from . import detectors, firststep, machinery, plain
-from .history import CASES, CHECKS, Finding, from_rows, in_order
+from .history import CASES, CHECKS, Finding, from_rows, in_order, learning
 
 # %% ../nbs/07_watch.ipynb #f12dbb02
 PAGES = (detectors, firststep, machinery, plain)       # importing them registers their checks
@@ -30,7 +30,7 @@ def alarms(
     config:dict[str, Any],           # settings that checks ask for
 )->list[Finding]:                    # what should be mended first comes first
     "What the detectors say now that deserves a warning."
-    history = from_rows(rows, config)
+    history = learning(from_rows(rows, config))
     found = [f for check in CHECKS if not check.lacks(history) and (f := check.look(history)) and f.alarms]
     return in_order(found, history.first_step)
 

@@ -66,6 +66,12 @@ def test_a_clip_fraction_beyond_any_healthy_run_is_an_alarm_though_the_reward_ri
     assert found.alarms and found.alarms[0].severity == "warning"
 
 
+def test_numbers_that_no_known_cause_explains_are_said_to_be_so():
+    row = {"clip_fraction": .5, "approx_kl": 3., "mean_ratio": 1.8, "entropy": 2., "reward": noise}
+    first = diagnose(log(row, 9)).findings[0]
+    assert first.called.startswith("wrong ratio, which no known cause fits") and "does not fit" in first.says
+
+
 def test_what_the_settings_say_of_a_temperature_stands_in_the_finding():
     row = {"mean_clip_fraction": .556, "mean_kl_divergence": .046, "entropy": 2.816}
     first = diagnose(log(row, 9, rollout_temperature=1.3, ppo_steps=1)).alarms[0]
@@ -111,6 +117,31 @@ def test_every_report_says_something_of_the_reward(steps, shape):
     for seed in range(5):
         names = diagnose(log({"reward": shape}, steps, seed)).names()
         assert len(said & set(names)) == 1, (seed, names)
+
+
+def filling(k, learns): return {"step": k, "lr": learns*1e-3, "updates": learns*49, "seconds": 1 + 4*learns,
+                                "approx_kl": learns*.35, "grad_norm": 1., "ratio_error": 0., "entropy": 2.5 - .5*learns}
+
+
+def test_a_run_that_fills_its_memory_first_is_judged_by_what_it_learned_from():
+    rng = np.random.default_rng(0)
+    rows = [filling(k, k >= 100) | {"expected_regret": .1 - max(0, k - 100)*5e-4 + .005*rng.standard_normal()}
+            for k in range(200)]
+    for n in (5, 50, 100):
+        assert set(diagnose(as_history(rows[:n], {}, "log")).names()) <= {"only_collected", "ratio_is_one"}
+    whole = diagnose(as_history(rows, {}, "log"))
+    assert not whole.alarms and "reward_rises" in whole.names(), as_markdown(whole)
+    late = [f for f in whole.findings if f.name == "reward_rises"][0]
+    assert late.steps[0] == 100
+
+
+def test_a_slow_gain_under_a_noise_that_lasts_is_not_called_lost():
+    def lasting(seed):
+        rng, x = np.random.default_rng(seed), 0.
+        for k in range(N): yield .3 + .05*k/N + (x := .7*x + .05*rng.standard_normal())
+    for seed in range(30):
+        values = list(lasting(seed))
+        assert "reward_lost" not in diagnose(log({"reward": lambda k, e, v=values: v[k]})).names(), seed
 
 
 def test_a_reward_without_a_trend_is_hardly_ever_lost():

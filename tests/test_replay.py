@@ -6,6 +6,7 @@ import torch
 from grpo_chess.doctor import diagnose
 from grpo_chess.history import from_rows
 from grpo_chess.improved import LARGEST, improved_policy, improved_terms
+from grpo_chess.live import progress_text
 from grpo_chess.loss import LossConfig
 from grpo_chess.replay import Judged, Replay
 from small import QUEEN, always, make, steps, weights
@@ -65,11 +66,14 @@ def test_a_run_that_collects_first_moves_nothing_until_then():
     begun, rows = weights(t), steps(t, 3)
     assert torch.equal(begun, weights(t)) and not any(r["lr"] for r in rows) and len(t.replay.parts) == 3
     assert all(r["kl_step"] == 0 and r["loss"] == r["loss"] for r in rows)          # measured, and not moved
+    assert not t.optimizer.state                            # nor are gradients of rate 0 remembered as a direction
+    assert not any(r["updates"] or r["guard"] for r in rows) and "memory" in progress_text(rows[0])
     later = steps(t, 5)
-    assert later[0]["lr"] > 0 and later[0]["updates"] == 5 and not torch.equal(begun, weights(t))
+    assert "memory" not in progress_text(later[0]) and later[0]["lr"] > 0
+    assert later[0]["updates"] == 5 and not torch.equal(begun, weights(t))
     assert later[0]["lr"] == max(r["lr"] for r in later)                            # the schedule begins after it
-    alarms = {f.name for f in diagnose(from_rows(rows*3, {"trainer.collect": .5, "trainer.steps": 20})).alarms}
-    assert not alarms & {"nothing_moves", "lr_too_low"}
+    many = [row | {"step": 3*k + row["step"]} for k in range(9) for row in rows]
+    assert not diagnose(from_rows(many)).alarms
 
 
 @pytest.mark.parametrize("wrong", [dict(collect=.5), dict(collect=1., replay=1), dict(collect=-.1, replay=1)])
