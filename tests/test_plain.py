@@ -120,8 +120,9 @@ def test_every_report_says_something_of_the_reward(steps, shape):
         assert len(said & set(names)) == 1, (seed, names)
 
 
-def filling(k, learns): return {"step": k, "lr": learns*1e-3, "updates": learns*49, "seconds": 1 + 4*learns, "grad_norm": 1.,
-                                "approx_kl": learns*(.1 + .0015*k), "ratio_error": 0., "entropy": 2.5 - .5*learns}
+def filling(k, learns):
+    return {"step": k, "lr": learns*1e-3, "updates": learns*49, "seconds": 1 + 4*learns, "grad_norm": 1.,
+            "approx_kl": learns*(.1 + .0015*k), "ratio_error": 0., "entropy": 2.5 - .5*learns}
 
 
 def test_a_run_that_fills_its_memory_first_is_judged_by_what_it_learned_from():
