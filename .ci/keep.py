@@ -12,7 +12,8 @@ from grpo_chess.report import REPORT
 from grpo_chess.panel import PANEL, read_metrics
 
 name, runs, data = sys.argv[1], [Path(p) for p in sys.argv[2:]], Path(__file__).resolve().parent.parent / "nbs/data"
-columns = {"step", "seconds", "plies", *REPORT, *(k for _, keys in PANEL for k in keys)}  # the gradients too
+drawn = [k for _, keys in PANEL for k in keys]  # the gradients too
+columns = {"step", "seconds", "plies", "lr", "updates", *REPORT, *drawn}
 
 
 def short(v):

@@ -51,8 +51,14 @@ class TimeBar(tqdm):
         **settings,         # of tqdm
     ):
         self.steps, self.begun, self.limit, self.clock = steps, begun, limit, time.monotonic
+        self.slower = False        # will later steps take longer than these? then what is left is more than they say
         form = "{percentage:3.0f}%|{bar}| {of} [{elapsed}<{left}, {rate_fmt}{postfix}]"
         super().__init__(total=steps, initial=done, unit="step", dynamic_ncols=True, bar_format=form, **settings)
+
+    def show(self, row:dict)->None:
+        "The numbers of a step, and whether those that follow will take longer."
+        self.slower = not row["updates"]
+        self.set_postfix(progress_text(row), refresh=False)
 
     @property
     def format_dict(self)->dict[str, Any]:
@@ -61,7 +67,8 @@ class TimeBar(tqdm):
         now, took, count = self.clock(), known["elapsed"], self.n - self.initial
         rate = known["rate"] or (count/took if took > 0 and count else None)
         seconds, late = remaining(int(self.n), self.steps, rate, self.limit - now)
-        left = "?" if math.isinf(seconds) else tqdm.format_interval(seconds) + " to the time limit"*late
+        if math.isinf(seconds): left = "?"
+        else: left = "over "*(self.slower and not late) + tqdm.format_interval(seconds) + " to the time limit"*late
         part = share(int(self.n), self.steps, now - self.begun, self.limit - now)
         return known | dict(n=part*self.steps, rate=rate, left=left, of=f"{self.n}/{self.steps}")
 

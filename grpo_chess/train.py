@@ -47,7 +47,7 @@ from .files import (
     append_row, beside, each_row, flush, locked, move_aside, named, open_json, sealed_json, trim_log,
     without_home, write_new, write_whole)
 from .hardware import check_device
-from .live import LivePanel, TimeBar, bar_file, in_notebook, progress_text
+from .live import LivePanel, TimeBar, bar_file, in_notebook
 from .matches import MatchResult
 from .model import (
     MODELS, ChessTransformer, NoLegalMove, WeightsError, load_model, n_params, pretrained, shipped)
@@ -313,7 +313,7 @@ def train_loop(
             trainer.steps_left = -left                  # of the process that has the least time: all have one schedule
             row = trainer.step()
             log.write(row)
-            bar.set_postfix(progress_text(row), refresh=False)
+            bar.show(row)
             bar.update()
             ends.append(time.monotonic())
             trainer.elapsed = ends[-1] - begun

@@ -219,7 +219,7 @@ def test_what_cannot_be_read_is_said_in_one_line(name, tmp_path, capsys):
 # the doctor
 
 def test_the_default_run_and_the_sampled_run_have_no_alarm():
-    for name in ("tiny_metrics.jsonl", "scratch_metrics.jsonl"):
+    for name in ("imitator_metrics.jsonl", "tiny_metrics.jsonl", "scratch_metrics.jsonl"):
         assert diagnose(read_history(DATA / name)).alarms == []
 
 def test_a_run_of_trl_without_spread_is_named_and_the_mended_one_is_not():
