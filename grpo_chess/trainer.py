@@ -491,7 +491,7 @@ class Trainer(Learner):
         told, action, why = self.fabric.broadcast(guard.look(row | columns))
         actions += told
         if acts or action: actions.append(self.act(entropy, action, why))
-        guard.steer(kl, self.scfg.boards*self.scfg.group)
+        if row["lr"]: guard.steer(kl, self.scfg.boards*self.scfg.group)      # while a memory fills nothing can move
         return columns | dict(guard="; ".join(actions))
 
     def act(self, entropy:float, action:str="", why:str="")->str:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from grpo_chess.doctor import diagnose
+from grpo_chess.guards import GuardConfig
 from grpo_chess.history import from_rows
 from grpo_chess.improved import LARGEST, improved_policy, improved_terms
 from grpo_chess.live import progress_text
@@ -74,6 +75,12 @@ def test_a_run_that_collects_first_moves_nothing_until_then():
     assert later[0]["lr"] == max(r["lr"] for r in later)                            # the schedule begins after it
     many = [row | {"step": 3*k + row["step"]} for k in range(9) for row in rows]
     assert not diagnose(from_rows(many)).alarms
+
+
+def test_a_controller_waits_until_something_can_move():
+    guard = GuardConfig(kl_controller="proportional", target_kl=.02)
+    t = make(loss=ALL | dict(kl_coef=.05), guard=guard, lr=3e-3, replay=2, replay_batch=32, collect=.5, steps=8)
+    assert {row["kl_coef"] for row in steps(t, 5)} == {.05} and steps(t, 2)[-1]["kl_coef"] != .05
 
 
 @pytest.mark.parametrize("wrong", [dict(collect=.5), dict(collect=1., replay=1), dict(collect=-.1, replay=1)])
