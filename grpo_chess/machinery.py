@@ -222,10 +222,10 @@ def lr_too_low(history:History)->Finding|None:
     return Finding("lr_too_low", "warning", .9, said, (int(steps[0]), int(steps[-1])), dict(path=path),
                    (history.first("kl_step", "kl_reference"), "entropy"))
 
-@check("kl_step|approx_kl")
+@check("kl_step|approx_kl|kl_engines")
 def lr_too_high(history:History)->Finding|None:
     "Steps that each make another policy."
-    name = history.first("kl_step", "approx_kl")
+    name = history.first("kl_step", "approx_kl", "kl_engines")
     steps, moved = history.finite(name)
     if bad_start(history): return None       # the first step is to blame
     if len(moved) < 5: return None
@@ -249,13 +249,13 @@ def not_a_number(history:History)->Finding|None:
                    + (f", and {len(bad) - 1} more columns" if len(bad) > 1 else "") + ".",
                    (int(bad[first]), history.last_step), {}, (first,))
 
-BROKEN = ("loss", "ppo_loss", "grad_norm", "entropy", "approx_kl", "kl_exact", "train/avg_reward", "mean_ratio",
-          "kl_reference", "advantage_std")        # what is a number in every step of a sound run
+BROKEN = ("loss", "ppo_loss", "grad_norm", "entropy", "approx_kl", "kl_engines", "kl_exact", "train/avg_reward",
+          "mean_ratio", "kl_reference", "advantage_std")        # what is a number in every step of a sound run
 
-@check("grad_norm|approx_kl|loss|kl_reference")
+@check("grad_norm|approx_kl|kl_engines|loss|kl_reference")
 def divergence(history:History)->Finding|None:
     "The last tenth is fifty times the median of the first half, and rises."
-    for name in ("grad_norm", "approx_kl", "loss", "kl_reference"):
+    for name in ("grad_norm", "approx_kl", "kl_engines", "loss", "kl_reference"):
         steps, x = history.finite(name)
         x = np.abs(x)
         if len(x) < 20: continue

@@ -88,6 +88,7 @@ FOREIGN = {   # numbers that other trainers log and this one does not: meaning
     "is_ratio_max": "its largest value",
     "logp_gap_mean": "mean |log π_train - log π_sampler| before any update",
     "logp_gap_max": "its largest value",
+    "kl_engines": "KL between two programs, one that samples and one that trains: rounding, staleness, or two policies",
     "prob_gap_mean": "mean |π_train - π_sampler| before any update: a gap of probabilities, not of their logarithms",
     "prob_gap_max": "its largest value",
     "entropy_below_floor": "1 in a step whose entropy was below the floor of a monitor",
@@ -120,8 +121,7 @@ ALIASES = {   # column: what TRL, verl, OpenRLHF, prime-rl, Stable-Baselines3 an
     "clip_binding": ("clip_ratio", "clip_ratio/region_mean", "actor/pg_clipfrac", "ppo_clip_ratio"),
     "clip_binding_low": ("clip_ratio/low_mean",),
     "clip_binding_high": ("clip_ratio/high_mean",),
-    "approx_kl": ("mean_kl_divergence", "actor/ppo_kl", "ppo_kl", "losses/approx_kl", "policy/approxkl_avg",
-                  "mismatch_kl", "mismatch_kl/mean", "rollout_corr/kl"),
+    "approx_kl": ("mean_kl_divergence", "actor/ppo_kl", "ppo_kl", "losses/approx_kl", "policy/approxkl_avg"),
     "kl_reference": ("kl", "actor/kl_loss", "kl_loss", "objective/kl", "kl/mean", "kl_divergence", "ref_kl"),
 }
 
@@ -134,6 +134,7 @@ ALIASES |= {   # the rest
     "is_ratio_max": ("sampling/importance_sampling_ratio/max", "rollout_corr/rollout_is_max"),
     "logp_gap_mean": ("sampling/sampling_logp_difference/mean",),
     "logp_gap_max": ("sampling/sampling_logp_difference/max",),
+    "kl_engines": ("rollout_corr/kl", "mismatch_kl", "mismatch_kl/mean"),
     "prob_gap_mean": ("training/rollout_probs_diff_mean",),
     "prob_gap_max": ("training/rollout_probs_diff_max",),
     "lr": ("learning_rate", "actor/lr", "actor_lr", "optim/lr", "charts/learning_rate"),

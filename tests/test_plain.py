@@ -57,6 +57,47 @@ def test_a_gap_between_two_programs_is_fitted_without_the_numbers_of_another_rat
     assert "Compute the log-probabilities of one batch twice" in first.change + first.refute
 
 
+ENGINES = {"actor/pg_clipfrac": .11, "actor/ppo_kl": .003, "actor/entropy": .5, "critic/rewards/mean": rises}
+
+
+@pytest.mark.parametrize("name", ("rollout_corr/kl", "mismatch_kl/mean"))
+@pytest.mark.parametrize("size", (2e-4, .0015, .012))
+def test_a_small_kl_between_two_programs_is_no_alarm(name, size):
+    "Rounding and staleness: several updates a step, one of them logged over all."
+    for rest in (ENGINES, {"reward": rises, "actor/entropy": .5}):
+        found = diagnose(log(rest | {name: lambda k, e: size*(1 + .1*e)}))
+        assert not found.alarms, as_markdown(found)
+        grown = diagnose(log(rest | {name: lambda k, e: 1.5e-4 + size*k/N}))
+        assert not grown.alarms, as_markdown(grown)
+
+
+def test_of_two_ratios_the_worse_one_decides():
+    "verl logs the KL of its updates and that between its two programs; either may be wrong."
+    between = ENGINES | {"rollout_corr/kl": .06, "critic/rewards/mean": noise}
+    for rest in (between, between | {"actor/ppo_kl": 0., "actor/pg_clipfrac": 0.}):
+        first = diagnose(log(rest)).alarms[0]
+        assert "KL 0.06" in first.says and "clip fraction" not in first.says and "kl_engines" in first.columns
+    wrong = {"actor/pg_clipfrac": .45, "actor/ppo_kl": .2, "actor/entropy": 2.1, "critic/rewards/mean": noise}
+    for small in (1e-4, 5e-4):
+        alone, with_it = (diagnose(log(x)).alarms[0] for x in (wrong, wrong | {"rollout_corr/kl": small}))
+        assert (alone.name, alone.severity) == (with_it.name, with_it.severity) and alone.severity == "critical"
+
+
+def test_a_kl_between_two_programs_that_grows_or_breaks_is_seen():
+    grows = diagnose(log({"mismatch_kl": lambda k, e: 1e-3*math.exp(12*k/N), "reward": noise, "entropy": .5}))
+    assert "divergence" in grows.names()
+    broken = diagnose(log({"mismatch_kl": lambda k, e: math.nan if k > 10 else 1e-3, "reward": noise, "entropy": .5}))
+    assert "not_a_number" in broken.names()
+
+
+def test_the_kl_of_the_first_steps_is_said_to_be_from_what_was_logged_there():
+    "The gap between two programs is logged from step 20 on only."
+    def late(k, e): return math.nan if k < 20 else .01
+    row = {"actor/ppo_kl": .05, "actor/pg_clipfrac": .2, "actor/entropy": 2.1, "reward": noise}
+    said = [f.says for f in diagnose(log(row | {"sampling/sampling_logp_difference/mean": late})).findings]
+    assert any("KL 0.05" in x for x in said) and not any("from the mean log-ratio" in x for x in said)
+
+
 def test_a_clip_fraction_that_was_doubled_is_said_to_be():
     said = diagnose(log({"actor/pg_clipfrac": .311, "actor/ppo_kl": .04, "actor/entropy": 2.1, "reward": noise}))
     assert "clip fraction 0.622, twice the logged 0.311" in said.alarms[0].says
