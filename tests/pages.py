@@ -1,5 +1,6 @@
 "What pages print, and whether it is what is stored; for the tests that run them."
 
+import difflib
 import re
 from pathlib import Path
 
@@ -36,4 +37,5 @@ def compare(path, fresh):
     if "EnginePool" in path.read_text() and engine_name() != MADE_WITH:
         return  # it ran, with all its asserts; its numbers are another engine's
     for i, (then, now) in enumerate(zip(text_outputs(nbformat.read(path, 4)), text_outputs(fresh))):
-        assert then == now, f"code cell {i} of {path.name} printed something else"
+        lines = "\n".join(difflib.unified_diff(then.split("\n"), now.split("\n"), "stored", "now", lineterm="", n=0))
+        assert then == now, f"code cell {i} of {path.name} printed something else:\n{lines}"
