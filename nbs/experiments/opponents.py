@@ -5,11 +5,13 @@
     python nbs/experiments/opponents.py imitator runs/x/model.safetensors --regret data/imitator_regret.csv
     python nbs/experiments/opponents.py imitator runs/x/model.safetensors --regret regret.csv --labels LABELS
     python nbs/experiments/opponents.py imitator tiny --ends data/won_draws.csv
+    python nbs/experiments/opponents.py imitator runs/x/model.safetensors --imitated --games 100 --pairs met.json
 
 The second command plays nothing: it measures what each policy gives away on held-out positions, and the difference to
 the start with the interval over the positions, which are shared. The third does so on labels that were made for it, of
 which there can be as many as a small difference needs. The fourth counts how games end against two other opponents,
-which are not of the panel, and which draws were won positions: four pawns ahead, by material.
+which are not of the panel, and which draws were won positions: four pawns ahead, by material. The last meets those whom
+`imitator` imitated, in place of the panel.
 
 The first weights are the start. Everybody plays the most likely move, by the rules of chess, from the same random
 openings, each with both colours. Three opponents are engines that are not Stockfish, with a fixed share of random
@@ -34,6 +36,7 @@ from grpo_chess.matches import JudgeConfig
 from grpo_chess.measures import read_labels, regret
 from grpo_chess.model import Policy
 from grpo_chess.players import load_player_model
+from grpo_chess.report import elo_gain
 from grpo_chess.reward import material
 from grpo_chess.targets import measure, to_batch, training_shards
 
@@ -49,6 +52,15 @@ PANEL = {
 }
 
 
+# as in population.py: six players, each with no, 5 % and 15 % random moves
+IMITATED = {
+    f"{name}, {errs:.0%} random": f"{spec},errs={errs},seed=3"
+    for name, spec in [(f"level {k}", f"weak:level={k}") for k in range(5)]
+    + [("glaurung", "engine:path=glaurung,depth=1")]
+    for errs in (0, 0.05, 0.15)
+}
+
+
 def score_pairs(weights: str, opponent: str, games: int, seed: int) -> np.ndarray:
     "Mean score of each opening's two games."
     cfg = ArenaConfig(
@@ -61,24 +73,6 @@ def score_pairs(weights: str, opponent: str, games: int, seed: int) -> np.ndarra
         judge=JudgeConfig(on=False),
     )
     return run(cfg, say=lambda *_, **__: None)["match"].pairs
-
-
-def elo(score):
-    "Logistic Elo of a score, kept finite by half a point on either side of 200."
-    score = np.clip(score, 1 / 400, 1 - 1 / 400)
-    return 400 * np.log10(score / (1 - score))
-
-
-def difference(ours: dict, start: dict, seed: int = 0, n: int = 2000) -> tuple[float, float, float]:
-    "Elo over the start, and its 95 % interval."
-    rng = np.random.default_rng(seed)
-
-    def mean(index):
-        return np.mean([elo(ours[k][index].mean()) - elo(start[k][index].mean()) for k in ours])
-
-    size = len(next(iter(ours.values())))
-    drawn = [mean(rng.integers(0, size, size)) for _ in range(n)]
-    return mean(np.arange(size)), *np.quantile(drawn, (0.025, 0.975))
 
 
 def short(weights: str) -> str:
@@ -147,8 +141,7 @@ def ends(weights: list[str], games: int, seed: int) -> list[dict]:
         match = run(cfg, say=lambda *_, **__: None)["match"]
         count = Counter(map(end_of, match.games))
         rows += [
-            dict(weights=short(name), opponent=other, games=games, end=end, count=n)
-            for end, n in count.most_common()
+            dict(weights=short(name), opponent=other, games=games, end=end, count=n) for end, n in count.most_common()
         ]
         print(name, other, f"{match.score:.3f}", dict(count), flush=True)
     return rows
@@ -166,23 +159,29 @@ def main():
     parser.add_argument("weights", nargs="+", help="the start, then what is compared with it")
     parser.add_argument("--games", type=int, default=200, help="against each opponent")
     parser.add_argument("--seed", type=int, default=11)
-    parser.add_argument("--only", nargs="*", default=list(PANEL), choices=list(PANEL))
+    parser.add_argument("--only", nargs="*", help="some of them, by name", choices=[*PANEL, *IMITATED])
+    parser.add_argument(
+        "--imitated", action="store_true", help="meet the players that imitator imitated, not the panel"
+    )
     parser.add_argument("--out", type=Path, help="CSV file of the scores")
     parser.add_argument("--pairs", type=Path, help="JSON file of each opening's points, in quarters of two games")
     parser.add_argument("--regret", type=Path, help="CSV file of the regrets; nothing is played")
     parser.add_argument("--labels", type=Path, help="labels on which the regrets are measured")
     parser.add_argument("--ends", type=Path, help="CSV file of how games end, against two other opponents")
     args = parser.parse_args()
+    if unmet := set(args.only or ()) - {*(IMITATED if args.imitated else PANEL)}:
+        parser.error(f"{', '.join(unmet)}: with --imitated only those, without it only the panel")
     if args.ends:
         write(args.ends, ends(args.weights, args.games, args.seed))
         return
     if args.regret:
         write(args.regret, regrets(args.weights, args.labels))
         return
-    found, rows = {}, []
+    found, rows, panel = {}, [], IMITATED if args.imitated else PANEL
     for weights in args.weights:
-        found[weights] = {name: score_pairs(weights, PANEL[name], args.games, args.seed) for name in args.only}
-        gain = difference(found[weights], found[args.weights[0]])
+        met = {name: panel[name] for name in args.only or panel}
+        found[weights] = {name: score_pairs(weights, spec, args.games, args.seed) for name, spec in met.items()}
+        gain = elo_gain(found[weights], found[args.weights[0]])
         for name, pairs in found[weights].items():
             rows.append(dict(weights=short(weights), opponent=name, games=2 * len(pairs), score=round(pairs.mean(), 4)))
         scores = " ".join(f"{name} {pairs.mean():.3f}" for name, pairs in found[weights].items())
