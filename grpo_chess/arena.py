@@ -26,16 +26,16 @@ from .matches import RATINGS, JudgeConfig, Ladder, MatchResult, play_ladder, pla
 from .measures import PuzzleResult, Regret, read_labels, read_puzzles, regret, solve
 from .model import NoLegalMove, Policy, WeightsError
 from .players import (
-    ArenaError, OtherEngine, Player, engine_player, erring_player, file_openings, load_player_model, needs_engine,
-    policy_player, random_openings, random_player, read_name, weak_engine_player)
+    ArenaError, OtherEngine, Player, file_openings, load_player_model, needs_engine, other_player, policy_player,
+    random_openings, random_player, read_name)
 from .settings import Stopped, choose, parse_settings, run_command, take
 from .stats import MIN_GAMES, Sprt, SprtConfig
 
 # %% auto #0
 __all__ = ['PRESETS', 'PROG', 'OPTIONS', 'FLOOR_NETS', 'USER_ERRORS', 'Protocol', 'ArenaConfig', 'check', 'parse', 'Arena',
-           'other_player', 'choose_openings', 'temperature_of', 'find_device', 'protocol_of', 'describe', 'play_named',
-           'by_untrained', 'play_floor', 'play_levels', 'measure_regret', 'measure_puzzles', 'for_json', 'measure_all',
-           'write_results', 'run', 'work', 'main']
+           'choose_openings', 'temperature_of', 'find_device', 'protocol_of', 'describe', 'play_named', 'by_untrained',
+           'play_floor', 'play_levels', 'measure_regret', 'measure_puzzles', 'for_json', 'measure_all', 'write_results',
+           'run', 'work', 'main']
 
 # %% ../nbs/08_arena.ipynb #da2461cc
 @dataclass
@@ -157,27 +157,10 @@ class Arena:
 
     def player(self, text:str, seed:int)->Player:
         "A named player."
-        cfg, (name, settings), policy = self.cfg, read_name(text), self.policy(text)
-        seed = settings.get("seed", seed)
-        repeats = settings.get("repeats", 1) == 1
-        if policy: return policy_player(policy, temperature_of(text, cfg) == 0, seed, cfg.bf16, repeats)
-        if name == "random": return random_player(seed)
-        if name == "engine": return other_player(self.others, settings, seed)
-        if self.pool is None: raise ArenaError(f"{text} needs an engine")
-        if name == "weak": return weak_engine_player(self.pool, settings.get("level", 0), seed)
-        return engine_player(self.pool, **settings)
-
-# %% ../nbs/08_arena.ipynb #0therplayer
-def other_player(
-    engines:list[OtherEngine],      # whoever closes them finds the new one here
-    settings:dict,                  # of a player named engine:...
-    seed:int,                       # of its errors
-)->Player:
-    "Any UCI engine, which may err on purpose."
-    if "path" not in settings: raise ArenaError("a player `engine` needs its path: engine:path=gnuchessu,depth=1")
-    player = OtherEngine(**{k: v for k, v in settings.items() if k not in ("errs", "seed")})
-    engines.append(player)
-    return erring_player(player, settings["errs"], seed) if "errs" in settings else player
+        cfg, (_, settings), policy = self.cfg, read_name(text), self.policy(text)
+        own, repeats = settings.get("seed", seed), settings.get("repeats", 1) == 1
+        if policy: return policy_player(policy, temperature_of(text, cfg) == 0, own, cfg.bf16, repeats)
+        return other_player(text, self.pool, self.others, seed)
 
 # %% ../nbs/08_arena.ipynb #aeca03f8
 def choose_openings(cfg:ArenaConfig)->list[chess.Board]:

@@ -43,12 +43,15 @@ class MatchConfig:
         max_plies: longest game of the other ones
         adjudicate: in these, let the engine end games that are won, and judge those that are too long
         depth: search depth of that judgement
+        others: players that the old and the new policy meet too, half as many games each; names as in the arena, with
+            spaces between them
     """
     games: int = 400
     rules_plies: int = 300
     max_plies: int = 120
     adjudicate: bool = True
     depth: int = 4
+    others: str = ""
 
     def __post_init__(self):
         if self.games % 2 or not 0 <= self.games <= 100_000:

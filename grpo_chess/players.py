@@ -30,7 +30,7 @@ class ArenaError(RuntimeError): "A player, a judge or a file did not do its part
 __all__ = ['Player', 'UNITS', 'PAWN', 'RESULTS', 'KINDS', 'ArenaError', 'draws', 'random_player', 'comes_back', 'new_actions',
            'policy_player', 'game_text', 'Overlapped', 'engine_player', 'engine_units', 'skill_pick', 'best_scores',
            'weak_engine_player', 'OtherEngine', 'erring_player', 'random_openings', 'read_openings', 'file_openings',
-           'read_name', 'needs_engine', 'load_player_model']
+           'read_name', 'needs_engine', 'load_player_model', 'other_player']
 
 # %% ../nbs/08_players.ipynb #6706408a
 Player = Callable[[list[chess.Board], list[int], int], list[chess.Move]]   # boards, game numbers, ply -> moves
@@ -346,7 +346,7 @@ def file_openings(
 # %% ../nbs/08_players.ipynb #1d1928ce
 _WEIGHTS = dict(temperature=float, seed=int, preset=str, repeats=int)
 KINDS:dict[str, dict] = dict(
-    random=dict(seed=int), untrained=_WEIGHTS, weak=dict(level=int, seed=int),
+    random=dict(seed=int), untrained=_WEIGHTS, weak=dict(level=int, errs=float, seed=int),
     stockfish=dict(skill=int, depth=int, nodes=int, ms=int),
     engine=dict(path=str, skill=int, depth=int, nodes=int, ms=int, errs=float, seed=int))
 
@@ -390,3 +390,24 @@ def load_player_model(
         raise ArenaError(f"there is no player {name!r}: name a .safetensors file or a run's folder, "
                          f"weights of the package ({', '.join(shipped())}), or {', '.join(KINDS)}")
     return load_model(path, shape)
+
+# %% ../nbs/08_players.ipynb #0therplayer
+def other_player(
+    text:str,                       # a player's name
+    pool:EnginePool|None,           # of those that are Stockfish
+    engines:list[OtherEngine],      # whoever closes them finds a new one here
+    seed:int=0,                     # of its draws, where its name gives none
+)->Player:
+    "A named player that has no weights; ArenaError says what it lacks."
+    name, settings = read_name(text)
+    seed, errs = settings.pop("seed", seed), settings.pop("errs", 0.)
+    if name not in KINDS or name == "untrained": raise ArenaError(f"{text} is no player without weights")
+    if name == "random": return random_player(seed)
+    if name == "engine":
+        if "path" not in settings: raise ArenaError("a player `engine` needs its path: engine:path=gnuchessu,depth=1")
+        engines.append(player := OtherEngine(**settings))
+        return erring_player(player, errs, seed) if errs else player
+    if pool is None: raise ArenaError(f"{text} needs an engine")
+    if name == "stockfish": return engine_player(pool, **settings)
+    weak = weak_engine_player(pool, settings.get("level", 0), seed)
+    return erring_player(weak, errs, seed) if errs else weak

@@ -5,6 +5,7 @@
 # %% ../nbs/11_report.ipynb #f11e0004
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -24,12 +25,14 @@ from .matches import MatchResult, play_match
 from .model import Policy
 from .page import report_page
 from .panel import draw_panel
-from .players import policy_player, random_openings
+from .players import OtherEngine, Player, other_player, policy_player, random_openings
 from .stats import series_mean
 
 # %% auto #0
-__all__ = ['REPORT', 'OPENING_SEED', 'GREEDY', 'SAMPLED', 'CROSSED', 'FLOOR', 'ENOUGH', 'with_error', 'change', 'matches_of',
-           'verdict', 'guard_actions', 'match_lines', 'change_lines', 'report_text', 'write_report', 'Outcome']
+__all__ = ['REPORT', 'OPENING_SEED', 'GREEDY', 'SAMPLED', 'CROSSED', 'FLOOR', 'AGAINST', 'NEAR', 'ENOUGH', 'with_error', 'change',
+           'named_players', 'others_of', 'matches_of', 'elo_gain', 'verdict', 'told', 'with_interval', 'met_by_both',
+           'gain_against', 'others_lines', 'match_lines', 'guard_actions', 'change_lines', 'report_text',
+           'write_report', 'Outcome']
 
 # %% ../nbs/11_report.ipynb #f11e0009
 REPORT = ("expected_regret", "train/avg_reward", "reward_spread", "entropy", "effective_moves", "agreement_mean",
@@ -51,11 +54,41 @@ def change(
     cells = with_error(first, before), with_error(last, after), with_error(last - first, math.hypot(before, after))
     return f"| `{key}` | {' | '.join(cells)} |"
 
-# %% ../nbs/11_report.ipynb #f11e000c
+# %% ../nbs/11_report.ipynb #11e0a001
 OPENING_SEED = 1_000_003      # the openings of the match are not those of training
 GREEDY, SAMPLED = "most likely move that repeats nothing, by the rules", "sampling at T=1"
 CROSSED, FLOOR = "against the old one's most likely move, sampling at T=1", "floor, sampling at T=1"
+AGAINST = " against "       # "new against weak:level=0" is a match with somebody who is no relative
+NEAR = .05                  # whoever is beaten, or beats the old policy, more clearly than that measures nothing
 
+@contextlib.contextmanager
+def named_players(
+    names:str,                  # as in the arena, with spaces between them
+    pool:EnginePool|None,
+    seed:int=0,
+)->Iterator[dict[str, Player]]:
+    "Players without weights, by name; their engines end with the block. ArenaError and EngineError say what cannot be."
+    engines:list[OtherEngine] = []
+    try: yield {name: other_player(name, pool, engines, seed) for name in names.split()}
+    finally:
+        for engine in engines: engine.close()
+
+def others_of(
+    new:nn.Module,
+    old:nn.Module,
+    cfg:MatchConfig,
+    pool:EnginePool|None,
+    seed:int=0,                 # of openings and of the others' draws
+)->Iterator[tuple[str, MatchResult]]:
+    "The old and the new policy against each of the others, the same openings for all, by the rules."
+    openings = random_openings(-(-cfg.games//4), seed + OPENING_SEED)
+    with named_players(cfg.others, pool, seed) as others:
+        for name, other in others.items():
+            for who, model in dict(old=old, new=new).items():
+                player = policy_player(Policy(model), True, repeats=False)
+                yield f"{who}{AGAINST}{name}", play_match(player, other, openings, cfg.rules_plies, names=(who, name))
+
+# %% ../nbs/11_report.ipynb #f11e000c
 def matches_of(
     new:nn.Module,
     old:nn.Module,
@@ -76,6 +109,24 @@ def matches_of(
                    policy_player(Policy(old), old_greedy, 2*seed + 1, repeats=repeats))
         plies, judged_by = (cfg.rules_plies, None) if title == GREEDY else (cfg.max_plies, judge)
         yield title, play_match(*players, openings, plies, judged_by, cfg.depth, names=(name, "old"))
+    yield from others_of(new, old, cfg, pool, seed)     # last: an engine of others that fails costs no other match
+
+# %% ../nbs/11_report.ipynb #11e0a003
+def elo_gain(
+    new:Mapping[str, np.ndarray],   # opponent -> [n] mean score of each opening's games
+    old:Mapping[str, np.ndarray],   # the same opponents, the same openings
+    draws:int=2000,
+    seed:int=0,
+)->tuple[float, float, float]:      # Elo, and its 95 % interval
+    "What one player scores more than another against the same opponents, on average over them."
+    n = len(next(iter(new.values())))
+    drawn = np.vstack([np.arange(n), np.random.default_rng(seed).integers(0, n, (draws, n))])
+    def elo(pairs):
+        score = np.clip(pairs[drawn].mean(1), .25/n, 1 - .25/n)         # half a point of 2n games
+        return 400*np.log10(score/(1 - score))
+    gain = np.mean([elo(new[name]) - elo(old[name]) for name in new], axis=0)
+    low, high = np.quantile(gain[1:], (.025, .975))
+    return float(gain[0]), float(low), float(high)
 
 # %% ../nbs/11_report.ipynb #f11everd
 ENOUGH = 100        # games from which a match decides; by fewer, a lucky run of a minute would seem to have learned
@@ -91,6 +142,49 @@ def verdict(
     if high < .5: return f"**It got worse:** {gain}."
     return f"**Not shown to have learned:** {gain}. What it gains where it samples, a lower temperature may give."
 
+# %% ../nbs/11_report.ipynb #11e0a005
+def told(gain:tuple[float, float, float])->str: return "{:+.0f} [{:+.0f}, {:+.0f}]".format(*gain)
+
+def with_interval(match:MatchResult)->str: return "{:.3f} [{:.3f}, {:.3f}]".format(match.score, *match.interval)
+
+def met_by_both(matches:Mapping[str, MatchResult])->dict[str, tuple[MatchResult, MatchResult]]:
+    "The others whom old and new have met, and how both did."
+    names = [title.partition(AGAINST)[2] for title in matches if title.startswith("old" + AGAINST)]
+    both = {name: (matches["old" + AGAINST + name], matches.get("new" + AGAINST + name)) for name in names}
+    return {name: (old, new) for name, (old, new) in both.items() if new is not None}
+
+def gain_against(met:Mapping[str, tuple[MatchResult, MatchResult]])->str:
+    "A gain in Elo, where there are games enough."
+    if any(len(new.scores) < ENOUGH for _, new in met.values()): return "too few games"
+    return told(elo_gain({k: new.pairs for k, (_, new) in met.items()}, {k: old.pairs for k, (old, _) in met.items()}))
+
+def others_lines(matches:Mapping[str, MatchResult])->tuple[list[str], list[str]]:   # first line, and a table
+    "The part of a report on those who are no relatives; nothing, where none was met by both."
+    met = met_by_both(matches)
+    if not met: return [], []
+    close = {k: both for k, both in met.items() if NEAR <= both[0].score <= 1 - NEAR}
+    gain = gain_against(close) if close else "none of them is near enough in strength to tell"
+    first = (f"**Against others:** {gain}{' Elo over the start' if gain[0] in '+-' else ''}, by most likely moves, the "
+             f"mean of {len(close) or len(met)} of those whom `match.others` names.")
+    rows = [f"| `{k}` | {with_interval(old)} | {with_interval(new)} | "
+            f"{gain_against({k: (old, new)}) if k in close else 'too far apart'} |" for k, (old, new) in met.items()]
+    return [first, ""], ["## Against others", "", "| | score of old | score of new | gain in Elo |",
+                         "|---|---|---|---|", *rows, "", "Most likely moves that repeat nothing, from the same "
+                         f"openings, by the rules of chess; {2*len(next(iter(met.values()))[0].pairs)} games each. "
+                         "Whoever scores above 0.5, with all of the interval, is ahead.", ""]
+
+# %% ../nbs/11_report.ipynb #11e0a006
+def match_lines(matches:Mapping[str, MatchResult], old:str)->list[str]:
+    "The part of a report on its matches."
+    if not matches: return []
+    others, table = others_lines(matches)
+    said = [verdict(matches[GREEDY]), ""] if GREEDY in matches else []
+    met = [who + AGAINST + name for name in met_by_both(matches) for who in ("old", "new")]
+    relatives = [f"- {title}: {match}" for title, match in matches.items() if title not in met]
+    return [*others, *said, *table, "## New against old", "", *relatives, "",
+            "Scores count wins and half of the draws, with a 95 % interval over pairs of games with colours swapped. "
+            f"Old is {old}.", ""]
+
 # %% ../nbs/11_report.ipynb #f11e000e
 def guard_actions(
     rows:list[dict],
@@ -102,14 +196,6 @@ def guard_actions(
     stops = len(said) - len(actions)
     more = [f"and {len(actions) - most} more"] if len(actions) > most else []
     return "; ".join(actions[:most] + more + ([f"updates ended early in {stops} steps"] if stops else []))
-
-def match_lines(matches:Mapping[str, MatchResult], old:str)->list[str]:
-    "The part of a report on its matches."
-    if not matches: return []
-    said = [verdict(matches[GREEDY]), ""] if GREEDY in matches else []
-    return [*said, "## New against old", "", *[f"- {title}: {match}" for title, match in matches.items()], "",
-            "Scores count wins and half of the draws, with a 95 % interval over pairs of games with colours swapped. "
-            f"Old is {old}.", ""]
 
 def change_lines(rows:list[dict])->list[str]:
     "The part of a report on what changed."
@@ -152,7 +238,11 @@ def write_report(
 )->None:
     "report.md, report.html, report.png and the games of a run."
     write_whole(folder/"report.md", text)
-    for title, match in (matches or {}).items(): write_whole(folder/"games"/f"{title.split()[0]}.pgn", match.pgn())
+    others = ["", *dict.fromkeys(title.partition(AGAINST)[2] for title in matches or {} if AGAINST in title)]
+    for title, match in (matches or {}).items():
+        who, _, other = title.partition(AGAINST)
+        name = f"other-{others.index(other)}-{who}" if other else title.split()[0].strip(",")
+        write_whole(folder/"games"/f"{name}.pgn", match.pgn())
     write_whole(folder/"report.html", report_page(folder.name, text, rows, matches))
     if not rows: return
     if "matplotlib.pyplot" not in sys.modules and "MPLBACKEND" not in os.environ:

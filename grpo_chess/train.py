@@ -53,8 +53,9 @@ from .model import (
     MODELS, ChessTransformer, NoLegalMove, WeightsError, load_model, n_params, pretrained, shipped)
 from .own import Starts, Value, check_model, check_positions, check_reward
 from .players import ArenaError
+from .players import needs_engine as plays_stockfish
 from .positions import start_positions
-from .report import Outcome, matches_of, report_text, write_report
+from .report import Outcome, matches_of, named_players, report_text, write_report
 from .reward import Judge
 from .settings import EndedEarly, Stopped, StopRequest, one_line, run_command
 from .tracking import Tracker
@@ -85,7 +86,7 @@ def needs_engine(cfg:Config, own:Own)->bool:
     "Does anything in this run ask Stockfish?"
     judged = own.reward is None and cfg.reward.judge == "engine"
     filtered = own.positions is None and cfg.positions.window_cp > 0
-    played = cfg.match.games > 0 and cfg.match.adjudicate
+    played = cfg.match.games > 0 and (cfg.match.adjudicate or any(map(plays_stockfish, cfg.match.others.split())))
     return judged or filtered or cfg.sampler.teacher_forcing > 0 or played
 
 def engine_share(cfg:Config)->EngineConfig:
@@ -121,6 +122,7 @@ def make_trainer(cfg:Config, fabric:Fabric, model:nn.Module, pool:EnginePool|Non
     try: trainer = Trainer(fabric, model, draw, judge, *settings)
     except ValueError as e: raise ConfigError(str(e)) from None
     if pool: pool.evaluate([chess.STARTING_FEN], depth=1)
+    with named_players(cfg.match.others if cfg.match.games else "", pool): pass
     draw(0, trainer.first, 1)
     return trainer
 

@@ -271,3 +271,22 @@ def test_a_null_move_is_no_opening(tmp_path, line):
     "python-chess passes the turn, and an engine sees another position than the board."
     (tmp_path/"n.txt").write_text(line + "\n")
     with pytest.raises(PositionError, match="cannot be played"): read_openings(tmp_path/"n.txt")
+
+@pytest.mark.parametrize("text", ["random", "weak:level=0", "weak:level=0,errs=0.25", "stockfish:depth=1"])
+def test_a_player_without_weights_is_found_by_its_name(text, pool):
+    "Errors are those of `erring_player`, with the seed of the name or of the caller."
+    from grpo_chess.players import erring_player, other_player
+    boards, games = random_openings(60, seed=4), list(range(60))
+    sound = dict(random=random_player(7), stockfish=engine_player(pool, depth=1)).get(
+        text.partition(":")[0], weak_engine_player(pool, 0, 7))
+    if "errs" in text: sound = erring_player(sound, .25, 7)
+    played = other_player(text, pool, [], 7)(boards, games, 3)
+    assert played == sound(boards, games, 3)
+    if text.startswith("weak"): assert other_player(text + ",seed=7", pool, [], 1)(boards, games, 3) == played
+
+@pytest.mark.parametrize("text, says", [
+    ("tiny", "no player without weights"), ("untrained", "no player without weights"), ("weak:level=2", "an engine"),
+    ("stockfish:depth=1", "an engine"), ("engine:depth=1", "its path"), ("weak:errs=2", "share")])
+def test_other_players_say_what_they_lack(text, says, pool):
+    from grpo_chess.players import other_player
+    with pytest.raises(ArenaError, match=says): other_player(text, pool if "errs" in text else None, [])

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import chess.pgn
-import numpy as np
 import pyarrow.parquet
 import pytest
 
@@ -65,31 +64,12 @@ def test_the_games_become_labels_of_the_moves_that_were_played(make, tmp_path):
     assert rows == plies > 0, "a label for each move that was played"
 
 
-def test_elo_over_the_start_is_the_mean_over_opponents():
-    difference = experiment("opponents").difference
-    rng = np.random.default_rng(0)
-    start = {k: rng.choice([0.0, 0.5, 1.0], 200) for k in "abc"}
-    assert difference(start, start) == (0.0, 0.0, 0.0)
-    exact = {k: np.full(100, 0.5) for k in "ab"}
-    better = dict(a=np.full(100, 1 / (1 + 10**-0.5)), b=np.full(100, 0.5))  # 200 Elo against one of two
-    gain, low, high = difference(better, exact)
-    assert gain == pytest.approx(100) and low == pytest.approx(100) and high == pytest.approx(100)
-
-
-def test_the_interval_holds_the_truth_as_often_as_it_says():
-    "Pairs of games with a known mean, a hundred times; intervals that hold it because they are too wide fail too."
-    opponents = experiment("opponents")
-    rng, p, q = np.random.default_rng(1), 0.3, 0.5
-    truth = opponents.elo(np.float64(q)) - opponents.elo(np.float64(p))
-    held, widths = 0, []
-    for k in range(100):
-        ours, start = ({"a": rng.binomial(2, x, 100) / 2} for x in (q, p))
-        gain, low, high = opponents.difference(ours, start, seed=k, n=200)
-        held += low <= truth <= high
-        widths.append(high - low)
-    assert held >= 87, f"{held} of 100 intervals of 95 % hold the truth"
-    deviation = 400 / np.log(10) * sum(1 / (200 * x * (1 - x)) for x in (p, q)) ** 0.5  # of 200 games a side, in Elo
-    assert np.mean(widths) == pytest.approx(2 * 1.96 * deviation, rel=0.15), "and are not wider than they need be"
+def test_those_whom_imitator_imitated_are_the_players_of_the_population():
+    opponents, population = experiment("opponents"), experiment("population")
+    known = [(f"weak:level={k}", errs) for k in population.LEVELS for errs in population.ERRS]
+    known += [("engine:path=glaurung,depth=1", errs) for errs in population.ERRS]
+    assert [*opponents.IMITATED.values()] == [f"{spec},errs={errs:g},seed=3" for spec, errs in known]
+    assert len(opponents.IMITATED) == 18
 
 
 def test_what_is_stored_of_weights_has_no_folder_of_a_machine_and_the_start_is_compared_with_itself(monkeypatch):

@@ -86,6 +86,9 @@ BAD = {     # arguments, which may name files of the folder above by {}; what th
     "resume what is not there": (["--resume", "{}/none"], "none"),
     "resume what is no run": (["--resume", "{}/taken"], "cannot read"),
     "engine that is no engine": ([*TINY, "--reward.judge", "engine", "--engine.path", "{}/notes.txt"], "notes.txt"),
+    "others that are no players": ([*TINY, *MATCH, "--match.others", "weak:levle=0"], "'levle'"),
+    "others with weights": ([*TINY, *MATCH, "--match.others", "random tiny"], "tiny is no player without weights"),
+    "others that are absent": ([*TINY, *MATCH, "--match.others", "engine:path={}/fish,depth=1"], "fish"),
     "engine path that is absent": ([*TINY, "--reward.judge", "engine", "--engine.path", "{}/fish"], "fish"),
 }
 
@@ -160,6 +163,21 @@ def test_the_floor_is_played_when_the_run_starts_from_weights(finished, tmp_path
     args = [*TINY, *MATCH, "--init", str(finished[0]/"model.safetensors"), "--trainer.steps", "1", "--match.games", "4"]
     result = run(parse([*args, "--match.max_plies", "6", "--out", str(tmp_path), "--name", "f"])[0], quiet=True)
     assert [m.names[0] for m in result.matches.values()] == ["new", "new", "new", "untrained"]
+
+def test_a_run_says_what_it_gained_against_others(tmp_path):
+    "Stockfish is started for them, though it neither judges nor calls a game."
+    args = [*TINY, *MATCH, "--trainer.steps", "1", "--out", str(tmp_path), "--name", "o"]
+    result = run(parse([*args, "--match.others", "weak:level=0,errs=0.5 random"])[0], quiet=True)
+    assert list(result.matches)[2:] == [f"{who} against {name}" for name in ("weak:level=0,errs=0.5", "random")
+                                        for who in ("old", "new")]
+    assert result.text.index("**Against others:**") < result.text.index("**Too few games")
+    assert "| `random` |" in result.text and "| `random` |" in (tmp_path/"o/report.md").read_text()
+    assert "<h2>Against others</h2>" in (tmp_path/"o/report.html").read_text()
+    assert (tmp_path/"o/games/other-2-new.pgn").exists()
+
+def test_others_are_nobody_where_no_match_is_played(tmp_path):
+    args = [*TINY, "--trainer.steps", "1", "--match.others", "weak:level=0", "--out", str(tmp_path), "--name", "n"]
+    assert main(args) == 0 and "Against" not in (tmp_path/"n/report.md").read_text()
 
 def test_the_match_is_the_final_policy_against_the_first(tmp_path, monkeypatch):
     met = {}
