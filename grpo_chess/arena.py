@@ -302,7 +302,7 @@ def write_results(cfg:ArenaConfig, result:dict[str, Any])->str:     # names of t
     written = []
     if cfg.pgn and "match" in result: written.append((cfg.pgn, result["match"].pgn()))
     if cfg.json: written.append((cfg.json, json.dumps(for_json(result), indent=1) + "\n"))
-    for path, text in written: write_whole(path, text)
+    for path, text in written: write_whole(path, without_home(text))
     return " and ".join(path for path, _ in written)
 
 # %% ../nbs/08_arena.ipynb #c606c524

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -150,12 +151,12 @@ def open_json(text:str|bytes)->dict:
     return values
 
 def without_home(values):
-    "The same settings or results, where every path below the user's home begins with ~: nobody else needs that name."
+    "The same settings, results or text, where every path below the user's home begins with ~: nobody else needs it."
     if isinstance(values, dict): return {k: without_home(v) for k, v in values.items()}
     if isinstance(values, (list, tuple)): return [without_home(v) for v in values]
     home = os.path.expanduser("~").rstrip("/")
-    inside = isinstance(values, str) and home and (values + "/").startswith(home + "/")
-    return "~" + values[len(home):] if inside else values
+    if not (isinstance(values, str) and home): return values
+    return re.sub(rf"(?<![\w/.~+-]){re.escape(home)}(?![\w-]|\.\w)", "~", values)     # a player's name has it inside
 
 
 # %% ../nbs/00_files.ipynb #a45ee628

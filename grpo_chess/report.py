@@ -19,7 +19,7 @@ from torch import nn
 
 from .config import Config, MatchConfig
 from .engine import EnginePool
-from .files import write_whole
+from .files import without_home, write_whole
 from .live import in_notebook
 from .matches import MatchResult, play_match
 from .model import Policy
@@ -237,12 +237,13 @@ def write_report(
     matches:Mapping[str, MatchResult]|None=None,
 )->None:
     "report.md, report.html, report.png and the games of a run."
+    text = without_home(text)                       # a report is passed on
     write_whole(folder/"report.md", text)
     others = ["", *dict.fromkeys(title.partition(AGAINST)[2] for title in matches or {} if AGAINST in title)]
     for title, match in (matches or {}).items():
         who, _, other = title.partition(AGAINST)
         name = f"other-{others.index(other)}-{who}" if other else title.split()[0].strip(",")
-        write_whole(folder/"games"/f"{name}.pgn", match.pgn())
+        write_whole(folder/"games"/f"{name}.pgn", without_home(match.pgn()))
     write_whole(folder/"report.html", report_page(folder.name, text, rows, matches))
     if not rows: return
     if "matplotlib.pyplot" not in sys.modules and "MPLBACKEND" not in os.environ:

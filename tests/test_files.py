@@ -144,3 +144,5 @@ def test_nobody_s_home_is_written(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     given = dict(out="/home/me/runs", more=["/home/me", 3, None, "/home/meadow"], inner=dict(a="/x/home/me"))
     assert without_home(given) == dict(out="~/runs", more=["~", 3, None, "/home/meadow"], inner=dict(a="/x/home/me"))
+    told = "Old is what /home/me/w held: `engine:path=/home/me/e,depth=1` and (/home/me), not /home/me-2 or ~/home/me."
+    assert without_home(told) == "Old is what ~/w held: `engine:path=~/e,depth=1` and (~), not /home/me-2 or ~/home/me."

@@ -18,7 +18,7 @@ import yaml
 from runs import ENV, MATCH, TINY, command, long, ranks, start, untimed
 from safetensors.torch import load_file
 
-from grpo_chess import train
+from grpo_chess import arena, train
 from grpo_chess.board import ACTION_TO
 from grpo_chess.config import MatchConfig, parse, preset
 from grpo_chess.engine import EngineError
@@ -26,6 +26,7 @@ from grpo_chess.model import MODELS, ChessTransformer, save_model
 from grpo_chess.panel import METRICS, read_metrics
 from grpo_chess.settings import ConfigError
 from grpo_chess.train import NotFinite, Trainer, main, run
+from grpo_chess.uci import find_engine
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
 
@@ -352,6 +353,23 @@ def test_nothing_that_a_run_leaves_names_its_user(tmp_path, monkeypatch):
         if path.is_file(): assert not [w for w in words if w in path.read_bytes()], path
     assert "out: ~/runs" in (tmp_path/"runs/n/config.yaml").read_text()
     assert main(["--resume", str(tmp_path/"runs/n"), "--match.games", "0"]) == 0
+
+def test_a_report_names_no_home(tmp_path, monkeypatch):
+    "Weights and engines that lie there are told of in reports, games and results; they are found again by those names."
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path/"engine").symlink_to(find_engine("stockfish"))
+    assert main([*TINY, "--out", f"{tmp_path}/runs", "--name", "a"]) == 0
+    start, engine = f"{tmp_path}/runs/a/model.safetensors", f"engine:path={tmp_path}/engine,depth=1"
+    args = [*TINY, *MATCH, "--match.games", "4", "--init", start, "--match.others", f"{engine} random"]
+    assert main([*args, "--out", f"{tmp_path}/runs", "--name", "b"]) == 0
+    said = (tmp_path/"runs/b/report.md").read_text()
+    assert "Old is what ~/runs/a/model.safetensors held" in said and "| `engine:path=~/engine,depth=1` |" in said
+    assert arena.main(["--a", start, "--b", engine, "--games", "16", "--floor", "false", "--judge.on", "false",
+                       "--max_plies", "10", "--pgn", f"{tmp_path}/runs/x.pgn", "--json", f"{tmp_path}/runs/x"]) == 0
+    assert "~/engine" in (tmp_path/"runs/x.pgn").read_text()
+    for path in (tmp_path/"runs").rglob("*"):
+        if path.is_file(): assert str(tmp_path).encode() not in path.read_bytes(), path
+    assert main(["--resume", f"{tmp_path}/runs/b", "--trainer.steps", "5"]) == 0            # by ~
 
 def test_a_run_asks_no_network(tmp_path, monkeypatch):
     import socket
