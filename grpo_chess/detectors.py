@@ -208,6 +208,7 @@ def flat_reward(history:History)->Finding|None:
     if sure is not None and sure.falls and -mid > .5*scatter and len(steps) >= 20:
         return Finding("reward_falls", "warning", .8, shown + ".", where, told, (name, "entropy"))
     if finite_high > max(.5*scatter, 0.) and not (len(steps) < 10 and low < 0 < high): return None
+    if trend.falls and not long: return Finding("reward_falls", "note", .5, shown + ".", where, told, (name, "entropy"))
     return Finding("flat_reward", "warning" if long else "note", .7 if len(steps) >= 20 else .5,
                    f"{shown}; one step differs from the next by {scatter:.2g}.", where, told, (name, "kl_step"))
 

@@ -9,7 +9,7 @@ __all__ = ['Pair', 'FLOOR', 'TOP_P', 'TOP_K', 'CAUSES', 'UNEVEN', 'FIRST', 'ENGI
            'numbers_of', 'Cause', 'misfits', 'Fit', 'predictions', 'best_fit', 'weighed', 'fit_causes', 'number',
            'known_gap', 'prior_of', 'off_floor', 'early', 'at_first', 'kl_column', 'first_numbers', 'samples_of',
            'clip_range', 'explain', 'fit_table', 'is_direct', 'usual_gap', 'bad_start', 'first_step', 'shares',
-           'shown_numbers', 'named_by_settings', 'severity_of', 'best_explained', 'stale_policy', 'ratio_is_one']
+           'shown_numbers', 'grows', 'beside', 'severity_of', 'best_explained', 'ratio_is_one']
 
 # %% ../nbs/07_firststep.ipynb #925c916d
 import math
@@ -217,10 +217,12 @@ def known_gap(
     gap:float,                   # of the two temperatures that the configuration names
     size:dict[str, float],       # cause: size that fits best
 )->tuple[float, float]:          # factors of a colder and of a hotter loss
-    "Both temperatures are known, so that only their own gap is possible."
-    at = {side: gap != 1 and abs(math.log(size[side]/gap)) < .12 for side in ("sharper", "flatter")}
-    return (4. if at["sharper"] else .02), (4. if at["flatter"] else .02)
+    "Both temperatures are known, so that only their own gap is possible; a nearly uniform policy shows less of it."
+    far, at = math.log(gap), {side: math.log(size[side]) for side in ("sharper", "flatter")}
+    less = dict(sharper=far and 0 < at["sharper"] < far + .12, flatter=far and far - .12 < at["flatter"] < 0)
+    return (4. if less["sharper"] else .02), (4. if less["flatter"] else .02)
 
+# %% ../nbs/07_firststep.ipynb #priorof01
 def prior_of(
     config:dict,             # dotted settings, as far as they are known
     fits:list[Fit],          # without a prior
@@ -235,7 +237,9 @@ def prior_of(
         near = tau != 1 and abs(math.log(size[side]/tau)) < .12
         for name in ("sharper", "flatter"): prior[name] = 4. if near and name == side else .15
     other = number(config, "loss_temperature")           # 0 is "as the sampler" here
-    if tau > 0 and math.isfinite(other): prior["sharper"], prior["flatter"] = known_gap(tau/(other or tau), size)
+    if tau > 0 and math.isfinite(other):
+        prior["sharper"], prior["flatter"] = known_gap(tau/(other or tau), size)
+        if other not in (0, tau): prior["noise"] = prior["rounding"] = .3      # one cause is known already
     on = config.get("ablate.dropout")
     drop = float(on) if isinstance(on, bool) else number(config, "dropout", "attention_dropout")
     if math.isfinite(drop): prior["noise"] = 3. if drop else .3
@@ -354,11 +358,6 @@ CASES |= {
 
 # %% ../nbs/07_firststep.ipynb #adf69fc6
 CASES |= {
-    "stale_policy": Case(
-        "stale behaviour policy",
-        "The games come from weights of an earlier step.",
-        "Refresh the sampler's weights at every step (trainer.sync_every = 1), or accept the clip that it costs.",
-        "A ratio error that is as large right after a refresh as before it.", SPOILS, True),
     "ratio_is_one": Case(
         "ratio identically 1",
         "One update a step on games of the present policy: old and new policy are the same when the ratio is taken.",
@@ -449,12 +448,26 @@ def shown_numbers(history:History, numbers:Numbers, name:str)->str:
     when = "Before the first update" if is_direct(history, name) else "In the first steps, over all their updates"
     return f"{when}: {'; '.join(words.values())}."
 
-def named_by_settings(history:History, top:Fit)->str:
-    "What the configuration has to do with the best cause; empty if nothing."
+# %% ../nbs/07_firststep.ipynb #grows0001
+def grows(history:History)->bool:
+    "Is the ratio's error at the end three times what it was in the first steps?"
+    error = history.values("ratio_error")
+    return len(error) > 2*FIRST and error[-FIRST:].mean() > 3*error[:FIRST].mean()
+
+def beside(history:History, top:Fit)->str:
+    "What the settings, and the rest of the run, have to do with the best cause; empty if nothing."
     tau = number(history.config, "rollout_temperature", "sampler.temperature", "sampling_temperature", "temperature")
-    if KIND_OF[top.cause] == "two_temperatures" and tau > 0 and tau != 1 and abs(math.log(top.size/tau)) < .12:
+    other, kind = number(history.config, "loss_temperature"), KIND_OF[top.cause]
+    if kind == "two_temperatures" and tau > 0 and other > 0 and tau != other:
+        small = abs(math.log(top.size)) < .7*abs(math.log(tau/other))
+        less = "; a nearly uniform policy shows less of it" if small else ""
+        return f" The settings name both, {tau:g} and {other:g}: a gap of {tau/other:.3g}{less}."
+    if kind == "two_temperatures" and tau > 0 and tau != 1 and abs(math.log(top.size/tau)) < .12:
         return f" The settings name a sampling temperature of {tau:g}: if the loss ignores it, the gap is {tau:g}."
-    return " The settings have dropout." if KIND_OF[top.cause] == "ratio_noise" and number(
+    if kind == "rounding" and grows(history):
+        return (" It grows along the run, which rounding hardly does: two temperatures do, as a nearly uniform policy "
+                "becomes more certain. Look at the temperatures of sampler and loss.")
+    return " The settings have dropout." if kind == "ratio_noise" and number(
         history.config, "dropout", "attention_dropout") > 0 else ""
 
 # %% ../nbs/07_firststep.ipynb #explained1
@@ -483,12 +496,12 @@ def best_explained(
     how = "fits" if top.chi2 < 2*top.seen else "fits poorly" if top.chi2 < POORLY*top.seen else "does not fit"
     fitted = f"it {how}: χ² {top.chi2:.1f} of {top.seen} numbers"
     says = (f"{shown_numbers(history, numbers, name)} Best explained by: {top.title} ({fitted}).")
-    says += named_by_settings(history, top)
+    says += beside(history, top)
     if rivals:
         says += (f" These numbers cannot tell that from {' or '.join(best[k].title for k in rivals)}. The entropy in "
                  "the loss minus that of the sampler could, or the temperatures in the configuration.")
     cause, change = (" Or: ".join(getattr(CASES[k], part) for k in (kind, *rivals)) for part in ("cause", "change"))
-    called = " or ".join(titles)
+    called, well = " or ".join(titles), well*(.5 if kind == "rounding" and grows(history) else 1.)
     if top.chi2 > POORLY*top.seen: called, change = f"wrong ratio, which no known cause fits; nearest: {called}", TELL
     elif len(rivals) > 1: called, change = f"wrong ratio: {called}", TELL
     return Finding(kind, severity_of(history, kind, top, numbers, name), .98*share[kind]*well + .01, says, where,
@@ -496,20 +509,6 @@ def best_explained(
                    fit_table(fits), cause, change, called=called)
 
 # %% ../nbs/07_firststep.ipynb #d0530aa4
-@check("ratio_error|logp_gap_mean|is_ratio_mean")
-def stale_policy(history:History)->Finding|None:
-    "At the floor in the first step and off it in later ones."
-    steps, off, name = off_floor(history)
-    if len(off) < 4 or off[0] or off[1:].mean() < .3: return None
-    fresh = np.diff(steps[~off.astype(bool)])
-    every = f"every {np.median(fresh):.0f} steps" if len(fresh) else "never"
-    worst = history.values(name).max()
-    said = (f"`{name}` is at its floor in the first step and off it in {off.mean():.0%} of all (up to {worst:.2g}); "
-            f"the sampler is refreshed {every}.")
-    grave = "critical" if early(history, "clip_region", math.inf) > .2 else "warning"
-    return Finding("stale_policy", grave, .95, said, (int(steps[off.astype(bool)][0]), int(steps[-1])),
-                   dict(share=float(off.mean()), largest=float(worst)), (name, "clip_region", "approx_kl"))
-
 @check("ratio_error|approx_kl|clip_region|mean_ratio|is_ratio_mean")
 def ratio_is_one(history:History)->Finding|None:
     "Ratio 1, KL 0 and clip fraction 0 throughout: health, and often taken for a bug."

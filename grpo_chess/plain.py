@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CASES', 'ALWAYS', 'STILL', 'constant_reward', 'nothing_moves', 'far_reference', 'error_of_window', 'reward_lost',
-           'entropy_rises', 'cut_off', 'samples_shrink', 'held_out_falls', 'reward_line']
+           'entropy_rises', 'cut_off', 'samples_shrink', 'held_out_falls', 'too_few', 'reward_line']
 
 # %% ../nbs/07_plain.ipynb #plain006
 import math
@@ -233,8 +233,24 @@ CASES |= {
         "The run fills its memory first (trainer.collect): it plays and judges at a learning rate of 0.",
         "Nothing. Come back when it has made updates.",
         "A row with updates or a learning rate above 0."),
+    "few_steps": Case(
+        "too few steps to judge",
+        "Most checks compare parts of a run and need five steps that learned; a trend needs twenty to be told from "
+        "noise.",
+        "Let it run on, and ask again.",
+        "A log of this run with more steps."),
 }
 
+# %% ../nbs/07_plain.ipynb #plainfew1
+def too_few(history:History)->Finding|None:
+    "A run, or what is left of it without the steps that learned nothing, of which nothing can be said."
+    first, last = history.first_step, history.last_step
+    rows = max((len(steps) for steps, _ in history.columns.values()), default=0)
+    if rows >= 5 or "updates" not in history: return None       # elsewhere the head of the diagnosis says how many
+    says = f"Only {rows} step{'s'*(rows != 1)} of this log learned: steps {first} to {last}."
+    return Finding("few_steps", "note", .95, says, (first, last))
+
+# %% ../nbs/07_plain.ipynb #plainrew1
 @check("train/avg_reward|expected_regret|eval_score")
 def reward_line(history:History)->Finding|None:
     "What can be said of the reward where no other check says it."
@@ -245,6 +261,7 @@ def reward_line(history:History)->Finding|None:
     trend = reward_trend(history)
     name = history.first("expected_regret", "train/avg_reward", "eval_score")
     others = (constant_reward, reward_lost, wrong_way, flat_reward)
+    if few := too_few(history): return few
     if trend is None or trend.points < 3 or trend.span <= 0: return None
     if any(look(history) for look in others if name in history): return None
     change, low, high = (x*trend.span for x in (trend.slope, trend.low, trend.high))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from grpo_chess.doctor import as_markdown, diagnose
+from grpo_chess.firststep import normalised, numbers_of, two_temperatures
 from grpo_chess.histories import as_history
 from grpo_chess.watch import alarms
 
@@ -119,6 +120,86 @@ def test_what_the_settings_say_of_a_temperature_stands_in_the_finding():
     first = diagnose(log(row, 9, rollout_temperature=1.3, ppo_steps=1)).alarms[0]
     assert first.name == "two_temperatures" and first.severity == "critical"
     assert "settings name a sampling temperature of 1.3" in first.says and "Before the first update" in first.says
+
+
+def nearly_uniform(gap=1.3, steps=10, grows=True):
+    "First steps of an untrained network whose sampler is hotter than its loss."
+    rng = np.random.default_rng(1)
+    scores = np.where(np.arange(45) < rng.integers(10, 45, (200, 1)), rng.standard_normal((200, 45)), -np.inf)
+    for k in range(steps):
+        old, new = pair = two_temperatures(normalised(scores*(.1 + .04*k*grows)/gap), gap)
+        x, there = numbers_of(pair), np.isfinite(old)
+        yield dict(step=k, plies=2048, kl_exact=x.kl, clip_region=x.clip, mean_ratio=x.mean_ratio, ess=x.ess,
+                   entropy=x.entropy, entropy_gap=x.entropy_gap, ratio_error=np.abs(new[there] - old[there]).max())
+
+
+@pytest.mark.parametrize("gap", (1.15, 1.3, 1.6, .7))
+def test_two_temperatures_that_the_settings_name_are_named_though_an_untrained_network_hardly_shows_them(gap):
+    config = {"sampler.temperature": gap, "ablate.loss_temperature": 1.}
+    found = diagnose(as_history(list(nearly_uniform(gap)), config, "log")).alarms
+    assert found[0].name == "two_temperatures" and found[0].certainty > .6, found[0]
+    assert f"settings name both, {gap:g} and 1" in found[0].says and "nearly uniform" in found[0].says
+    same = config | {"ablate.loss_temperature": gap}                    # no gap: then it is something else
+    assert diagnose(as_history(list(nearly_uniform(gap)), same, "log")).findings[0].name != "two_temperatures"
+
+
+def test_rounding_that_grows_along_a_run_is_doubted():
+    sure, doubted = (diagnose(as_history(list(nearly_uniform(grows=x)), {}, "log")).findings[0] for x in (False, True))
+    assert sure.name == doubted.name == "rounding" and doubted.certainty < .6*sure.certainty
+    assert "two temperatures" in doubted.says and "two temperatures" not in sure.says
+
+
+def steps_of(kl, regret, n=14):
+    return [dict(step=k, updates=5, lr=.1, kl_step=kl(k), ratio_error=0., entropy=2.5, expected_regret=regret(k))
+            for k in range(n)]
+
+
+def zigzag(k): return .1 + .01*(k % 2)
+def falling(k): return .1 - .004*k
+
+
+@pytest.mark.parametrize("kl, regret, says", [
+    (lambda k: 2. if k == 3 else .01, falling, "Step 3 moves the policy by a KL of 2.00 nats"),
+    (lambda k: .14, zigzag, "Without a rise of the reward a step moves the policy by a KL of 0.14 nats"),
+    (lambda k: .5, zigzag, "A typical step moves"),
+    (lambda k: 1.5*(k < 8), zigzag, "A typical step moves"),
+    (lambda k: .25, falling, ""), (lambda k: .05, zigzag, ""), (lambda k: .5 if k == 3 else .01, falling, "")])
+def test_a_step_that_is_too_large_is_an_alarm(kl, regret, says):
+    found = [f.says for f in diagnose(as_history(steps_of(kl, regret), {}, "log")).alarms if f.name == "lr_too_high"]
+    assert bool(found) == bool(says) and (not says or found[0].startswith(says)), found
+
+
+def test_a_policy_that_went_far_at_once_and_moves_no_more_is_an_alarm():
+    rows = [{"approx_kl": 1.5*(r["step"] < 8), **r} for r in steps_of(lambda k: 0., falling, 40)]
+    for r in rows: del r["kl_step"]
+    assert "A step at the beginning" in [f for f in diagnose(as_history(rows, {}, "log")).alarms][0].says
+
+
+def test_a_sampler_that_is_refreshed_now_and_then_is_stale():
+    rows = [r | dict(ratio_error=.05*(r["step"] % 3)) for r in steps_of(lambda k: .01, falling)]
+    found = diagnose(as_history(rows, {}, "log")).alarms
+    assert found[0].name == "stale_policy" and "refreshed every 3 steps" in found[0].says
+
+
+def test_others_columns_may_have_one_large_value():
+    rows = [{"approx_kl": 2. if r["step"] == 3 else .01, **r} for r in steps_of(lambda k: 0., falling)]
+    for r in rows: del r["kl_step"]
+    assert "lr_too_high" not in diagnose(as_history(rows, {}, "log")).names()
+
+
+def test_a_run_that_has_hardly_begun_to_learn_says_so():
+    rows = [r | dict(updates=0, lr=0.) if r["step"] < 12 else r for r in steps_of(lambda k: .7*(k > 11), falling)]
+    found = diagnose(as_history(rows, {}, "log"))
+    assert found.alarms[0].says == "Step 12 moves the policy by a KL of 0.70 nats."
+    few = [f for f in found.findings if f.name == "few_steps"][0]
+    assert few.severity == "note" and few.says == "Only 2 steps of this log learned: steps 12 to 13."
+    assert "few_steps" not in diagnose(as_history(rows[:10] + steps_of(lambda k: 0., falling), {}, "log")).names()
+
+
+def test_a_reward_that_falls_in_few_steps_is_not_called_flat():
+    rows = steps_of(lambda k: .01, lambda k: .1 + .002*k)
+    found = [f for f in diagnose(as_history(rows, {}, "log")).findings if "reward" in f.name]
+    assert [(f.name, f.severity) for f in found] == [("reward_falls", "note")]
 
 
 ENTROPY = {"entropy": lambda k, e: .5 + .01*e}
