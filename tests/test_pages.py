@@ -95,3 +95,18 @@ def test_the_pythons_of_the_readme_are_those_of_the_package():
     told = re.search(r"with Python (.*) and `make`", (TOP / "README.md").read_text())[1]
     declared = re.search(r'\("3", (.*)\)\)', (TOP / "setup.py").read_text())[1]
     assert re.findall(r"3\.\d+", told) == re.findall(r"3\.\d+", declared)
+
+
+def shell_blocks(text):
+    return re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.M | re.S)
+
+
+@pytest.mark.parametrize("path", [*PAGES, TOP / "README.md", TOP / "CONTRIBUTING.md"], ids=lambda p: p.name)
+def test_commands_can_be_copied(path):
+    "A shell reads each block, and no option begins a command: a line that goes on in the next one ends with a backslash."
+    texts = markdown(nbformat.read(path, 4)) if path.suffix == ".ipynb" else [path.read_text()]
+    for block in (b for text in texts for b in shell_blocks(text)):
+        read = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+        assert read.returncode == 0, f"{block}\n{read.stderr}"
+        joined = block.replace("\\\n", " ")
+        assert not re.search(r"^\s*-", joined, re.M), block
