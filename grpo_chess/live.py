@@ -78,8 +78,9 @@ def progress_text(row:dict)->dict[str, str]:
     known = math.isfinite(row["expected_regret"])
     good = dict(regret=f"{row['expected_regret']:.3f}") if known else dict(reward=f"{row['train/avg_reward']:+.3f}")
     if not row.get("updates", 1): return good | dict(entropy=f"{row['entropy']:.2f}", memory="fills, at rate 0")
-    return good | dict(entropy=f"{row['entropy']:.2f}", clip=f"{row['clip_binding']:.2f}",
-                       ratio_error=f"{row['ratio_error']:.0e}")
+    clips = row["clip_binding"] > 0 or not row["clip_region"] > 0      # else ratios are out of range, and no clip acts
+    clip = dict(clip=f"{row['clip_binding']:.2f}") if clips else {}
+    return good | dict(entropy=f"{row['entropy']:.2f}") | clip | dict(ratio_error=f"{row['ratio_error']:.0e}")
 
 # %% ../nbs/11_live.ipynb #11fb0a60
 def in_notebook()->bool:

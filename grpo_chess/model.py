@@ -318,7 +318,9 @@ def read_tensors(path:str|Path)->tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as f:
             info, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except FileNotFoundError: raise WeightsError(f"no weights at {path}") from None
+    except FileNotFoundError:
+        plain = "" if Path(path).suffix else f"; with the package come {' and '.join(shipped())}"
+        raise WeightsError(f"no weights at {path}{plain}") from None
     except (SafetensorError, OSError) as e: raise WeightsError(f"{path} is not a safetensors file ({e})") from None
     said = {k: info.pop(k) for k in SEALS if k in info}     # none in a file of others, or older than checksums
     if said and said != seals(state, info): raise WeightsError(f"{path} is not as it was written: it is damaged")

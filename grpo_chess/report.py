@@ -201,10 +201,11 @@ def change_lines(rows:list[dict])->list[str]:
     "The part of a report on what changed."
     if not rows: return []
     part = max(1, len(rows)//10)
-    return ["## What changed", "", f"| | first {part} steps | last {part} steps | difference |", "|---|---|---|---|",
+    some = f"{part} steps" if part > 1 else "step"
+    return ["## What changed", "", f"| | first {some} | last {some} | difference |", "|---|---|---|---|",
             *[change(rows, key) for key in REPORT if any(r.get(key) is not None for r in rows)], "",
-            "Mean ± half of its 95 % interval, by batch means, because neighbouring steps are alike; where there are "
-            "fewer than ten steps, nothing can be said. `grpo_chess.panel.METRICS` says what each column is.", "",
+            "Mean ± half of its 95 % interval, by batch means, because neighbouring steps are alike. A difference "
+            "without one may be chance. `grpo_chess.panel.METRICS` says what each column is.", "",
             f"Largest ratio error of the whole run: {max(r['ratio_error'] for r in rows):.1e}.", "",
             "![panel](report.png)", ""]
 
@@ -224,7 +225,9 @@ def report_text(
     plies, minutes = sum(r["plies"] for r in rows), sum(r["seconds"] for r in rows)/60
     old = old or (f"what {cfg.init} held" if cfg.init else "the untrained network that the run began with")
     steps = rows[-1]["step"] + 1 if rows else 0      # more than there are rows where some are lost, or not shown
-    done = f"{steps} of {cfg.trainer.steps} steps, {size}, {plies:,} plies trained on, {minutes:.1f} minutes."
+    taught = sum(r.get("updates") != 0 for r in rows)       # of the rows that are shown
+    what = "plies trained on" if taught == len(rows) else f"plies judged, {taught} steps that learned"
+    done = f"{steps} of {cfg.trainer.steps} steps, {size}, {plies:,} {what}, {minutes:.1f} minutes."
     first = (f"# {title}", *notes, f"Guards: {guards}" if guards else "", done, about)
     head = [line for note in first if note for line in (note, "")]
     return "\n".join(head + match_lines(matches or {}, old) + change_lines(rows))

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import signal
 import sys
 from argparse import SUPPRESS
@@ -30,10 +31,10 @@ class ConfigError(ValueError):
     "Something in the settings or on the command line, in one line."
 
 # %% auto #0
-__all__ = ['Settings', 'MOST', 'LIMITS', 'SIGNALS', 'ConfigError', 'sections', 'known_keys', 'flatten', 'check_numbers', 'build',
-           'unknown_key', 'check_key', 'one_line', 'PlainLoader', 'read_yaml', 'take', 'switches', 'words_of', 'choose',
-           'make_parser', 'parse_settings', 'handled', 'interrupt', 'StopRequest', 'EndedEarly', 'Stopped',
-           'open_streams', 'Lasting', 'no_memory', 'run_command', 'write_whole']
+__all__ = ['Settings', 'MOST', 'LIMITS', 'ELSEWHERE', 'WORDS_FOR', 'SIGNALS', 'ConfigError', 'sections', 'known_keys', 'flatten',
+           'check_numbers', 'build', 'unknown_key', 'check_key', 'one_line', 'PlainLoader', 'read_yaml', 'take',
+           'switches', 'words_of', 'choose', 'make_parser', 'parse_settings', 'handled', 'interrupt', 'StopRequest',
+           'EndedEarly', 'Stopped', 'open_streams', 'Lasting', 'no_memory', 'run_command', 'write_whole']
 
 # %% ../nbs/00_settings.ipynb #f9009805
 def sections(cls)->dict[str, Any]:
@@ -77,13 +78,21 @@ def build(cls:type[Settings], values)->Settings:
     return cls(**{n: build(inner[n], values[n]) if n in inner else values[n] for n in names})
 
 # %% ../nbs/00_settings.ipynb #1b804e68
+ELSEWHERE = {   # what other trainers call it: the setting here
+    "learning_rate": "trainer.lr", "batch_size": "sampler.boards", "num_generations": "sampler.group",
+    "group_size": "sampler.group", "max_steps": "trainer.steps", "num_steps": "trainer.steps", "beta": "loss.kl_coef",
+    "kl_beta": "loss.kl_coef", "epsilon": "loss.epsilon_low", "clip_range": "loss.epsilon_low",
+    "clip_ratio": "loss.epsilon_low", "ent_coef": "loss.entropy_coef", "max_grad_norm": "trainer.grad_clip",
+    "num_iterations": "trainer.epochs", "ppo_epochs": "trainer.epochs", "output_dir": "out", "checkpoint": "init"}
+
 def unknown_key(
     key:str,            # as it was written
     known:list[str],    # from `known_keys`
 )->str:                 # one line
-    "What to say of a setting that does not exist, with the nearest one that does."
-    near = difflib.get_close_matches(key, known, 1, .5)
-    near = near or [k for k in known if k.endswith("." + key.split(".")[-1])]
+    "What to say of a setting that does not exist, with the one that is meant, or the nearest."
+    last = key.split(".")[-1]
+    near = [ELSEWHERE[last]] if ELSEWHERE.get(last) in known else [k for k in known if k.endswith("." + last)]
+    near = near or difflib.get_close_matches(key, known, 1, .5)
     return f"unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists all")
 
 def check_key(
@@ -94,9 +103,13 @@ def check_key(
     "ConfigError with the nearest known key, unless the key is known."
     if key not in known: raise ConfigError(f"{where}: {unknown_key(key, known)}")
 
+WORDS_FOR = dict(float="a number", int="a whole number", str="a text", bool="true or false")
+
 def one_line(error:BaseException)->str:
     "An error without its line breaks and the parser's vocabulary."
-    return " ".join(str(error).replace("Parser key ", "").split())
+    said = " ".join(str(error).replace("Parser key ", "").split())
+    return re.sub(r'"([\w.]+)": Expected an? <class \'(\w+)\'>\. Got value: (.*)',
+                  lambda m: f"{m[1]} = {m[3]} must be {WORDS_FOR.get(m[2], m[2])}", said)
 
 # %% ../nbs/00_settings.ipynb #5e771a03
 class PlainLoader(yaml.SafeLoader):

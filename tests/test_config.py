@@ -12,7 +12,7 @@ from grpo_chess.board import encode
 from grpo_chess.config import (
     Config, MatchConfig, check_resumable, from_values, parse, presets, read_settings, write_settings)
 from grpo_chess.model import MODELS, ChessTransformer
-from grpo_chess.settings import ConfigError, flatten, known_keys, make_parser, sections
+from grpo_chess.settings import ELSEWHERE, ConfigError, flatten, known_keys, make_parser, sections
 
 TOP = Path(__file__).resolve().parent.parent
 
@@ -62,6 +62,9 @@ def test_the_preset_for_a_t4_fits_into_its_memory():
     assert loss.isfinite() and a_position > 2**20
     assert a_position*cfg.trainer.micro_batch < 9*2**30, f"{a_position/2**20:.1f} MiB a position"
 
+def test_what_others_call_a_setting_is_a_setting_here():
+    assert not set(ELSEWHERE.values()) - {*known_keys(Config)} and not {*ELSEWHERE} & {*known_keys(Config)}
+
 def test_order_of_precedence(tmp_path):
     file = tmp_path/"my.yaml"
     file.write_text("sampler: {boards: 5}\nseed: 7\n")
@@ -73,6 +76,9 @@ def test_order_of_precedence(tmp_path):
     (dict(seed="many"), "seed"), (dict(init=None), "no value"), (dict(trainer=dict(steps=2.5)), "trainer.steps"),
     (dict(minutes=float("nan")), "not a finite number"), (dict(minutes=float("inf")), "not a finite number"),
     (dict(minutes=1e9), "minutes = 1000000000.0"), (dict(minutes=-1), "minutes = -1"), (dict(seed=10**26), "too large"),
+    (dict(minutes="1m"), "minutes = 1m must be a number"), (dict(seed="x"), "seed = x must be a whole number"),
+    (dict(trainer=dict(learning_rate=1)), "did you mean 'trainer.lr'"), (dict(beta=1), "did you mean 'loss.kl_coef'"),
+    ({"trainer.stepss": 1}, "did you mean 'trainer.steps'"), (dict(batch_size=1), "did you mean 'sampler.boards'"),
     (dict(match=dict(games=3)), "match.games = 3"), (dict(match=dict(games=10**9)), "match.games"),
     (dict(match=dict(depth=0)), "match.depth = 0"), (dict(track="mlflow"), "wandb"), (dict(accelerator="tpu"), "cuda"),
     (dict(sampler=dict(boards=2), trainer=dict(minibatches=3)), "minibatches = 3 is more than sampler.boards = 2"),

@@ -19,7 +19,7 @@ from grpo_chess import load, match, preset, run, train
 from grpo_chess.board import PositionError, encode
 from grpo_chess.engine import EngineError
 from grpo_chess.front import named_player
-from grpo_chess.model import MODELS, ChessTransformer, Policy, save_model
+from grpo_chess.model import MODELS, ChessTransformer, Policy, load_model, save_model
 from grpo_chess.own import OwnJudge, check_model, check_positions, check_reward
 from grpo_chess.players import ArenaError
 from grpo_chess.reward import Judge, RewardConfig, material, win_probability
@@ -238,7 +238,9 @@ def test_load_reads_files_and_folders_of_runs(tmp_path):
 @pytest.mark.parametrize("call, says", [
     (lambda: load("nobody"), "there is no player 'nobody'"), (lambda: load("random"), "no weights"),
     (lambda: load("tiny", -1), "temperature = -1"), (lambda: load("tiny", math.nan), "temperature = nan"),
-    (lambda: load("none.safetensors"), "no weights at"), (lambda: load("tiny").move("x"), "not a position"),
+    (lambda: load("none.safetensors"), "no weights at"),
+    (lambda: load_model("tinny"), "no weights at tinny; with the package come imitator and tiny"),
+    (lambda: load("tiny").move("x"), "not a position"),
     (lambda: load("tiny").move("7k/5Q2/6K1/8/8/8/8/8 b - - 0 1"), "the game is over"),
     (lambda: match("tiny", "random", games=7), "games = 7"), (lambda: match("tiny", "nobody", games=20), "nobody")])
 def test_the_front_door_says_in_one_line_what_cannot_be(call, says):

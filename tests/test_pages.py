@@ -103,7 +103,7 @@ def shell_blocks(text):
 
 @pytest.mark.parametrize("path", [*PAGES, TOP / "README.md", TOP / "CONTRIBUTING.md"], ids=lambda p: p.name)
 def test_commands_can_be_copied(path):
-    "A shell reads each block, and no option begins a command: a line that goes on in the next one ends with a backslash."
+    "A shell reads each block, and no option begins a command: a line that goes on in the next ends with a backslash."
     texts = markdown(nbformat.read(path, 4)) if path.suffix == ".ipynb" else [path.read_text()]
     for block in (b for text in texts for b in shell_blocks(text)):
         read = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)

@@ -71,6 +71,9 @@ def test_a_run_that_collects_first_moves_nothing_until_then():
     assert not any(r["updates"] or r["guard"] for r in rows) and "memory" in progress_text(rows[0])
     later = steps(t, 5)
     assert "memory" not in progress_text(later[0]) and later[0]["lr"] > 0
+    for region, binding in ((0., 0.), (.5, .2), (.5, 0.)):      # in the last nothing clips
+        told = progress_text(later[0] | dict(clip_region=region, clip_binding=binding))
+        assert ("clip" in told) == (binding > 0 or not region)
     assert later[0]["updates"] == 5 and not torch.equal(begun, weights(t))
     assert later[0]["lr"] == max(r["lr"] for r in later)                            # the schedule begins after it
     many = [row | {"step": 3*k + row["step"]} for k in range(9) for row in rows]

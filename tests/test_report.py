@@ -233,6 +233,13 @@ def test_a_long_list_of_actions_is_cut():
     assert text.count("boost") == 10 and "and 2 more" in text and "early in 12 steps" in text
     assert guard_actions(rows[12:]) == ""
 
+def test_a_report_counts_the_steps_that_learned():
+    rows = [dict(step=k, plies=512, seconds=1., updates=49*(k > 2), ratio_error=0.) for k in range(5)]
+    assert "2,560 plies judged, 2 steps that learned, 0.1 minutes" in report_text("r", Config(), rows)
+    assert "2,560 plies trained on, 0.1 minutes" in report_text("r", Config(), [r | dict(updates=4) for r in rows])
+    assert "| | first step | last step |" in report_text("r", Config(), rows)
+    assert "| | first 2 steps | last 2 steps |" in report_text("r", Config(), [*rows, *rows, *rows, *rows])
+
 def test_a_report_of_nothing_can_be_written(tmp_path):
     "A run that failed before its first step."
     text = report_text("r", Config(), [], notes=("Failed after 0 of 600 steps: x",))
