@@ -224,18 +224,19 @@ def lr_too_low(history:History)->Finding|None:
 
 LEAP, WIDE = .6, .1     # KL of a step, nats: more than in any sound run here, and so much that the reward should rise
 
-def too_large(history:History, name:str)->tuple[str, float, float]|None:      # which step, its KL, how certain
+def too_large(history:History, name:str)->tuple[str, float, float, float]|None:  # which step, its KL, how certain, when
     "A typical step, one at the beginning, a single one, or a typical one that is smaller and brings nothing."
     steps, moved = history.finite(name)
     trend, enough = reward_trend(history), len(moved) >= 5
     rises = trend is not None and trend.rises
     if not len(moved): return None
     typical, begun, most = float(np.median(moved)), float(np.median(moved[:10])), int(moved.argmax())
-    if enough and typical > .3 and (typical > 1 or not rises): return "A typical step", typical, .85
-    if enough and begun > 1: return "A step at the beginning", begun, .85     # it has collapsed, and moves no more
+    if enough and typical > .3 and (typical > 1 or not rises): return "A typical step", typical, .85, steps[0]
+    if enough and begun > 1: return "A step at the beginning", begun, .85, steps[0]     # it has collapsed
     if name != "kl_step": return None             # others' columns have outliers in sound runs
-    if moved[most] > LEAP: return f"Step {steps[most]:.0f}", float(moved[most]), .8
-    if len(moved) >= 10 and typical > WIDE and not rises: return "Without a rise of the reward a step", typical, .6
+    if moved[most] > LEAP: return f"Step {steps[most]:.0f}", float(moved[most]), .8, steps[most]
+    if len(moved) >= 10 and typical > WIDE and not rises:
+        return "Without a rise of the reward a step", typical, .6, steps[0]
     return None
 
 @check("kl_step|approx_kl|kl_engines")
@@ -243,10 +244,10 @@ def lr_too_high(history:History)->Finding|None:
     "Steps that each make another policy, or one that does."
     name = history.first("kl_step", "approx_kl", "kl_engines")
     if bad_start(history) or (found := too_large(history, name)) is None: return None      # the first step is to blame
-    (which, size, sure), steps = found, history.finite(name)[0]
+    (which, size, sure, onset), last = found, history.finite(name)[0][-1]
     says = f"{which} moves the policy by a KL of {size:.2f} nats."
     return Finding("lr_too_high", "critical" if size > 1 and sure > .8 else "warning", sure, says,
-                   (int(steps[0]), int(steps[-1])), dict(kl=size), (name, "entropy"))
+                   (int(onset), int(last)), dict(kl=size), (name, "entropy"))
 
 # %% ../nbs/07_machinery.ipynb #367da11d
 @check()

@@ -169,6 +169,13 @@ def test_a_step_that_is_too_large_is_an_alarm(kl, regret, says):
     assert bool(found) == bool(says) and (not says or found[0].startswith(says)), found
 
 
+def test_a_leap_in_the_middle_of_a_collapse_is_no_cause_of_it():
+    rows = [r | {"entropy": 2.5*math.exp(-r["step"]/12), "expected_regret": .1 + .001*r["step"]}
+            for r in steps_of(lambda k: 2. if k == 60 else .01, falling, 80)]
+    names = [f.name for f in diagnose(as_history(rows, {}, "log")).alarms]
+    assert names.index("entropy_collapse") < names.index("lr_too_high"), names
+
+
 def test_a_policy_that_went_far_at_once_and_moves_no_more_is_an_alarm():
     rows = [{"approx_kl": 1.5*(r["step"] < 8), **r} for r in steps_of(lambda k: 0., falling, 40)]
     for r in rows: del r["kl_step"]
