@@ -51,7 +51,8 @@ def pass_positions(cfg:Config, processes:int=1)->int:
 def fixed_bytes(cfg:Config, low:bool, processes:int=1)->int:
     "What a step needs whatever the size of its passes: the weights and all that goes with them, or the sampling."
     with torch.device("meta"): weights = sum(p.numel() for p in ChessTransformer(cfg.model).parameters())
-    copies = (cfg.trainer.sync_every > 1) + (cfg.loss.kl_to == "reference") + (cfg.trainer.ema > 0)
+    start = cfg.loss.kl_to == "reference" or cfg.loss.moves == "all"
+    copies = (cfg.trainer.sync_every > 1) + start + (cfg.trainer.ema > 0)
     rolls_back = cfg.guard.entropy_floor > 0 and cfg.guard.floor_action == "rollback"
     return OVERHEAD + weights*(16 + 12 + 4*copies + 12*rolls_back + 12*(cfg.trainer.budget_every > 0) + 2*low)
 

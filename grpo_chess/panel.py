@@ -24,6 +24,7 @@ METRICS = {   # column: (meaning, the record's name): is it learning?
     "reward_spread": ("standard deviation of the total reward in a board's group, mean of boards", "reward_std_within"),
     "no_spread": ("share of groups (board, ply), or with loss.moves = all of positions, with equal rewards", ""),
     "expected_regret": ("win probability lost against the best move, exact; only with loss.moves = all", ""),
+    "start_regret": ("what the run's start would lose there at the temperature that gives it this step's entropy", ""),
     "advantage_mean": ("mean advantage", "train/advantage_mean"),
     "advantage_std": ("standard deviation of the advantages", "train/advantage_std"),
     "entropy": ("exact entropy of the behaviour policy, nats", "entropy (sampled there)"),
@@ -93,7 +94,6 @@ FOREIGN = {   # numbers that other trainers log and this one does not: meaning
     "prob_gap_max": "its largest value",
     "entropy_below_floor": "1 in a step whose entropy was below the floor of a monitor",
     "reward_noise": "standard deviation of a reward that is measured again on the same sample",
-    "start_regret": "expected regret of the start of the run at the temperature that gives it this step's entropy",
     "eval_score": "score of an evaluation, (wins + draws/2)/games, or a share of right answers",
     "eval_games": "how many games or questions that evaluation had",
     "throughput": "plies, samples or tokens a second",
@@ -202,7 +202,7 @@ def draw_instrument(
 )->None:
     "One picture of the panel."
     if name == "reward spread" and rows and np.isnan(column(rows, "reward_spread")).all():
-        name, keys = "regret of the policy", ["expected_regret"]        # the group is every legal move
+        name, keys = "regret of the policy", ["expected_regret", "start_regret"]     # the group is every legal move
     known = [key for key in keys if np.isfinite(column(rows, key)).any()]
     for key in known: draw_line(ax, rows, key, f"C{keys.index(key)}")
     if name == "ratio error":

@@ -35,8 +35,8 @@ __all__ = ['REPORT', 'OPENING_SEED', 'GREEDY', 'SAMPLED', 'CROSSED', 'FLOOR', 'A
            'write_report', 'Outcome']
 
 # %% ../nbs/11_report.ipynb #f11e0009
-REPORT = ("expected_regret", "train/avg_reward", "reward_spread", "entropy", "effective_moves", "agreement_mean",
-          "no_spread", "clip_region", "clip_binding", "kl_step", "grad_norm")
+REPORT = ("expected_regret", "start_regret", "train/avg_reward", "reward_spread", "entropy", "effective_moves",
+          "agreement_mean", "no_spread", "clip_region", "clip_binding", "kl_step", "grad_norm")
 
 def with_error(mean:float, half:float)->str:
     "A mean and half its interval, where there is one."

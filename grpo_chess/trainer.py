@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .batch import (
     PRECISIONS, Batch, InPrecision, board_parts, clip, drop_update, forward_all, forward_sampled, gather_boards,
-    judge_moves, judge_rollout, measure, micro_batches, sum_gradients, sum_of_all)
+    judge_moves, judge_rollout, measure, micro_batches, sum_gradients, sum_of_all, tempered_gap)
 from .guards import Guard, GuardConfig, check_group, check_guard, collapse_action
 from .loss import LossConfig, budget_of, loss_terms, ply_weights, ratio_stats, term_gradients, weighted_terms
 from .model import ChessTransformer, MoveDist, Policy, freeze
@@ -196,7 +196,8 @@ class Weights:
         fabric:Fabric,
         model:nn.Module,      # (tokens [N, 65], legal [N, L]) -> scores [N, L], padding -inf
         cfg:TrainerConfig,
-        reference:bool=False, # keep the policy of the start?
+        reference:bool=False, # does the loss ask for the policy of the start?
+        start:bool=False,     # keep it in any case, to be measured
         dropout:bool=False,   # train with dropout on? Only as an ablation
     ):
         if cfg.freeze:
@@ -204,7 +205,8 @@ class Weights:
                 raise ValueError(f"trainer.freeze = {cfg.freeze} needs a ChessTransformer, not {type(model).__name__}")
             freeze(model, cfg.freeze)
         self.fabric, self.model = fabric, fabric.to_device(model).train(dropout)      # eval: dropout is off
-        self.reference = self.copy_of_model() if reference else None
+        self.start = self.copy_of_model() if reference or start else None
+        self.reference = self.start if reference else None
         self.behaviour = self.model if cfg.sync_every == 1 else copy.deepcopy(self.model)
         self.kept = self.copy_of_model() if cfg.ema else self.model
         chosen = make_optimizer(model, cfg.lr, cfg.weight_decay, cfg.head_lr, cfg.muon_lr)
@@ -245,7 +247,8 @@ class Run(Weights):
         self.scfg, self.lcfg, self.tcfg = sampler or SamplerConfig(), loss or LossConfig(), trainer or TrainerConfig()
         self.gcfg, self.ablate = guard or GuardConfig(), ablate or AblateConfig()
         check_run(fabric.world_size, self.scfg, self.lcfg, self.tcfg, self.ablate, self.gcfg)
-        super().__init__(fabric, model, self.tcfg, self.lcfg.kl_to == "reference", self.ablate.dropout)
+        super().__init__(fabric, model, self.tcfg, self.lcfg.kl_to == "reference", self.lcfg.moves == "all",
+                         self.ablate.dropout)
         self.local = self.scfg.boards//fabric.world_size      # this process's boards
         self.first = self.local*fabric.global_rank            # the number of the first of them
         self.done, self.skipped = 0, 0                        # steps; updates in a row without a finite gradient
@@ -467,6 +470,7 @@ class Trainer(Learner):
         if self.kept is not self.model: move_average(self.kept, self.model, self.tcfg.ema, self.done + 1)
         updated = time.perf_counter()
         seen = measure(self.fabric, self.policy(self.model), batch.rollout, batch.value)          # measure
+        seen["start_regret"] = self.sharpened(batch) if moved["updates"] else math.nan
         row:dict[str, Any] = {"step": self.done, **batch.stats, **moved, **seen,
                "temperature": batch.rollout.temperature, "lr": self.optimizer.param_groups[0]["lr"],
                "positions": len(batch.rollout.fens), "judged": self.judge.asked}
@@ -475,6 +479,12 @@ class Trainer(Learner):
         self.schedule_place += stride(self.tcfg, self.schedule_place, self.done, self.steps_left)
         self.done += 1
         return row
+
+    def sharpened(self, batch:Batch)->float:
+        "What the start would lose at the entropy of this step's policy."
+        if self.start is None or batch.value is None: return math.nan
+        gap = tempered_gap(self.fabric, self.policy(self.start), batch.rollout, batch.value)
+        return batch.stats["expected_regret"] + gap
 
     def watch(self, row:dict, before:dict)->dict[str, Any]:
         "Show the step to the guards and do what they ask for; the columns that say so."

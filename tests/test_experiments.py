@@ -143,7 +143,8 @@ def test_the_table_of_planted_faults_has_every_run_and_reaches_its_aims(scripts)
     unseen = [r for r in rows if r["split"] == "unseen"]
     faulty, healthy = ([r for r in unseen if (r["fault"] == "healthy") == h] for h in (False, True))
     assert len({r["fault"] for r in faulty}) >= 14 and len(healthy) >= 80
-    for right in (lambda r: r["named"] == "1", lambda r: r["first"] == r["fault"]):
+    same = dict(no_spread="constant_reward")  # it is planted as a reward that never changes
+    for right in (lambda r: r["named"] == "1", lambda r: r["first"] in (r["fault"], same.get(r["fault"]))):
         assert sum(map(right, faulty)) >= 0.95 * len(faulty)
     assert sum(bool(r["looks"]) or r["named"] == "0" for r in healthy) <= 0.05 * len(healthy)
 

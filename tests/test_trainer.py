@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import chess
+import numpy as np
 import pytest
 import torch
 from runs import ranks
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from grpo_chess import train
 from grpo_chess import trainer as trainer_module
-from grpo_chess.batch import make_fabric
+from grpo_chess.batch import make_fabric, tempered_gap
 from grpo_chess.board import encode, move_to_action
 from grpo_chess.guards import GuardConfig
 from grpo_chess.model import ChessTransformer, ModelConfig, MoveDist
@@ -101,6 +102,46 @@ def test_the_gain_of_a_step_is_what_its_own_positions_say(monkeypatch):
         return batch
     monkeypatch.setattr(t, "play", upside_down)
     assert max(row["gain_step"] for row in steps(t, 3)[1:]) < 0       # the first still has the old momentum
+
+def sharpen(t, times):
+    "The same order of moves, and more certain."
+    with torch.no_grad():
+        for p in t.model.head.source.parameters(): p.mul_(times)
+
+@pytest.mark.parametrize("times", (.6, 1., 1.7))
+def test_a_start_that_was_only_sharpened_has_learned_nothing(times):
+    "Beside the start at the same entropy; measured here on the positions that it plays then."
+    t, plain = (make(loss=dict(moves="all"), lr=1e-12, sharpen=30.) for _ in range(2))
+    sharpen(t, times)
+    row = t.step()
+    assert row["start_regret"] == pytest.approx(row["expected_regret"], abs=2e-4*(times != 1) + 1e-6)
+    assert times == 1 or abs(row["entropy"] - plain.step()["entropy"]) > .1
+
+def test_what_was_learned_is_what_the_start_would_lose_more():
+    t = make(loss=dict(moves="all"), lr=3e-3, steps=100)
+    rows = steps(t, 12)
+    assert rows[0]["start_regret"] == pytest.approx(rows[0]["expected_regret"], abs=1e-6)
+    assert np.mean([r["start_regret"] - r["expected_regret"] for r in rows[6:]]) > .01
+    assert math.isnan(make().step()["start_regret"])                  # nobody has judged the other moves
+    waits = make(loss=dict(moves="all"), replay=1, replay_batch=8, collect=.5, steps=4)
+    assert [math.isnan(waits.step()["start_regret"]) for _ in range(4)] == [True, True, False, False]
+
+def test_the_start_at_an_entropy_is_found_by_hand():
+    "The power at which the start is as undecided, by bisection."
+    t = make(loss=dict(moves="all"), lr=3e-3, steps=100)
+    steps(t, 5)
+    batch = t.play()
+    ro, value = batch.rollout, batch.value
+    rows = ro.node[..., :-1][ro.train].unique()
+    begun = t.policy(t.start).dist(ro.tokens[rows], ro.legal[rows]).logp.double()
+    old = MoveDist(ro.logp[rows].double())
+    low, high = .1, 50.
+    for _ in range(60):
+        b = (low*high)**.5
+        p = MoveDist((begun*b).log_softmax(-1))
+        low, high = (b, high) if p.entropy().mean() > old.entropy().mean() else (low, b)
+    gap = ((old.probs - p.probs)*value[rows].nan_to_num()).sum(-1).mean().item()
+    assert tempered_gap(t.fabric, t.policy(t.start), ro, value) == pytest.approx(gap, abs=3e-4) and gap > 1e-3
 
 def test_the_time_of_a_step_is_all_of_it(monkeypatch):
     "Playing, updating and measuring: what a reader waits for is what the report adds up."
