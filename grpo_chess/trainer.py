@@ -300,6 +300,12 @@ class Actor(Run):
         if all_moves: return judge_moves(self.fabric, ro, self.judge, self.lcfg)
         return judge_rollout(self.fabric, ro, self.judge, self.lcfg, self.first)
 
+    def sharpened(self, batch:Batch)->float:
+        "What the start would lose at the entropy of this step's policy."
+        if self.start is None or batch.value is None: return math.nan
+        gap = tempered_gap(self.fabric, self.policy(self.start), batch.rollout, batch.value)
+        return batch.stats["expected_regret"] + gap
+
     def of_all(self, x:Tensor)->Tensor:
         "The boards of all processes, on the CPU."
         return gather_boards(self.fabric, x.to(self.fabric.device)).cpu()
@@ -479,12 +485,6 @@ class Trainer(Learner):
         self.schedule_place += stride(self.tcfg, self.schedule_place, self.done, self.steps_left)
         self.done += 1
         return row
-
-    def sharpened(self, batch:Batch)->float:
-        "What the start would lose at the entropy of this step's policy."
-        if self.start is None or batch.value is None: return math.nan
-        gap = tempered_gap(self.fabric, self.policy(self.start), batch.rollout, batch.value)
-        return batch.stats["expected_regret"] + gap
 
     def watch(self, row:dict, before:dict)->dict[str, Any]:
         "Show the step to the guards and do what they ask for; the columns that say so."
