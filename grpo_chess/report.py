@@ -40,6 +40,7 @@ REPORT = ("expected_regret", "start_regret", "train/avg_reward", "reward_spread"
 
 def with_error(mean:float, half:float)->str:
     "A mean and half its interval, where there is one."
+    if math.isnan(mean): return "not measured"
     return f"{mean:.3g}" + (f" ± {half:.1g}" if math.isfinite(half) else "")
 
 def change(

@@ -476,7 +476,7 @@ class Trainer(Learner):
         if self.kept is not self.model: move_average(self.kept, self.model, self.tcfg.ema, self.done + 1)
         updated = time.perf_counter()
         seen = measure(self.fabric, self.policy(self.model), batch.rollout, batch.value)          # measure
-        seen["start_regret"] = self.sharpened(batch) if moved["updates"] else math.nan
+        seen["start_regret"] = self.sharpened(batch)
         row:dict[str, Any] = {"step": self.done, **batch.stats, **moved, **seen,
                "temperature": batch.rollout.temperature, "lr": self.optimizer.param_groups[0]["lr"],
                "positions": len(batch.rollout.fens), "judged": self.judge.asked}
