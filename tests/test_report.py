@@ -39,6 +39,10 @@ def test_the_interval_holds_the_truth_where_neighbours_are_alike():
         held += abs(float(first)) < float(half)
     assert held > .85*200
 
+def test_what_was_not_measured_at_first_is_said_to_be_so():
+    rows = [dict(a=math.nan if k < 30 else 1.) for k in range(100)]
+    assert change(rows, "a") == "| `a` | not measured | 1 ± 0 | not measured |"
+
 def test_a_column_without_values_is_left_out():
     rows = [dict(x=None, ratio_error=0., plies=1, seconds=1., entropy=1., step=i) for i in range(30)]
     text = report_text("r", Config(), rows)
