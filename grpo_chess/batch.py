@@ -438,5 +438,5 @@ def tempered_gap(
     policies = [MoveDist(old.logp), *(MoveDist((logp*b).log_softmax(-1)) for b in POWERS)]
     sums = [x.double().sum() for p in policies for x in (p.entropy(), -(p.probs*q).sum(-1))]
     total = sum_of_all(fabric, torch.stack([*sums, torch.tensor(float(len(rows)), dtype=torch.float64)]))
-    entropy, loss = (total[:-1]/total[-1]).view(-1, 2).T.numpy()
+    entropy, loss = (total[:-1]/total[-1]).view(-1, 2).T.cpu().numpy()      # a sum of all is on the device
     return float(np.interp(entropy[0], entropy[:0:-1], loss[:0:-1]) - loss[0])

@@ -11,6 +11,7 @@ import torch
 from runs import ranks
 from safetensors.torch import load_file
 
+from grpo_chess import batch as batch_module
 from grpo_chess import train
 from grpo_chess import trainer as trainer_module
 from grpo_chess.batch import make_fabric, tempered_gap
@@ -143,6 +144,19 @@ def test_the_start_at_an_entropy_is_found_by_hand():
         low, high = (b, high) if p.entropy().mean() > old.entropy().mean() else (low, b)
     gap = ((old.probs - p.probs)*value[rows].nan_to_num()).sum(-1).mean().item()
     assert tempered_gap(t.fabric, t.policy(t.start), ro, value) == pytest.approx(gap, abs=3e-4) and gap > 1e-3
+
+class Elsewhere(torch.Tensor):
+    "A tensor on a device: numpy cannot read it."
+    def numpy(self, **_): raise TypeError("can't convert a device's tensor to numpy")
+    def cpu(self): return self.as_subclass(torch.Tensor)
+
+def test_the_start_is_measured_where_sums_are_on_a_device(monkeypatch):
+    t = make(loss=dict(moves="all"), lr=3e-3)
+    t.step()
+    batch = t.play()
+    here = tempered_gap(t.fabric, t.policy(t.start), batch.rollout, batch.value)
+    monkeypatch.setattr(batch_module, "sum_of_all", lambda fabric, x: x.as_subclass(Elsewhere))
+    assert tempered_gap(t.fabric, t.policy(t.start), batch.rollout, batch.value) == here
 
 def test_the_time_of_a_step_is_all_of_it(monkeypatch):
     "Playing, updating and measuring: what a reader waits for is what the report adds up."
