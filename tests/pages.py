@@ -10,7 +10,8 @@ from grpo_chess.engine import engine_name
 
 TOP = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
-BROWSER = ("findings/", "00_lesson", "02_sampler", "03_loss")  # `make test` runs these in the browser, if there is one
+# `make test` runs these in the browser, if there is one
+BROWSER = ("findings/", "00_figures", "00_lesson", "02_sampler", "03_loss")
 MADE_WITH = "Stockfish 15.1"  # the engine of the stored outputs; another one gives other evaluations
 
 

@@ -8,7 +8,7 @@ from nbclient import NotebookClient
 from runs import TINY, TOP, command, long
 
 from grpo_chess import live
-from grpo_chess.lesson import data
+from grpo_chess.figures import data
 from grpo_chess.live import COST, LivePanel, TimeBar, remaining, share
 from grpo_chess.panel import read_metrics
 

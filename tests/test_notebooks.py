@@ -25,7 +25,7 @@ def name_of(path):
 # own output must change.
 MOVE_SLIDERS = """
 import ipywidgets
-if "EXPLORERS" not in globals(): from grpo_chess.lesson import EXPLORERS
+if "EXPLORERS" not in globals(): from grpo_chess.figures import EXPLORERS
 def _ends(w):
     if hasattr(w, "options"): return [w._options_full[0][1], w._options_full[-1][1]]
     return [False, True] if isinstance(w, ipywidgets.Checkbox) else [w.min, w.max]
@@ -58,7 +58,7 @@ def test_runs_and_repeats_its_outputs(path):
     folder = TOP if path.parent.name == "nbs" else path.parent
     fresh = nbformat.read(path, 4)
     assert "interactive(" not in path.read_text(), (
-        "use grpo_chess.lesson.explore: interactive(...) draws nothing in a browser"
+        "use grpo_chess.figures.explore: interactive(...) draws nothing in a browser"
     )
     if "explore(" in path.read_text():
         fresh.cells.append(nbformat.v4.new_code_cell(MOVE_SLIDERS))

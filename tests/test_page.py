@@ -8,7 +8,7 @@ import chess
 import pytest
 from browser import CHROMIUM, DRIVER, MISSING
 
-from grpo_chess.lesson import data
+from grpo_chess.figures import data
 from grpo_chess.matches import play_match
 from grpo_chess.page import game_record, report_page, sample_games
 from grpo_chess.panel import PANEL, read_metrics
@@ -53,7 +53,7 @@ def test_rows_with_holes_are_drawn():
 def test_the_style_of_the_lessons_changes_nothing():
     "Their layout belongs to figures with subplots; a run in such a notebook must not print warnings."
     import matplotlib
-    from grpo_chess.lesson import STYLE
+    from grpo_chess.figures import STYLE
     with matplotlib.rc_context(STYLE): assert report_page("r", "# r\n", [dict(step=0)]).count('class="plot"') == 8
 
 def test_the_sample_is_of_all_matches_and_other_openings():

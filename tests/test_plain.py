@@ -7,7 +7,7 @@ import pytest
 from grpo_chess.doctor import as_markdown, diagnose
 from grpo_chess.firststep import normalised, numbers_of, two_temperatures
 from grpo_chess.histories import as_history
-from grpo_chess.lesson import data
+from grpo_chess.figures import data
 from grpo_chess.panel import read_metrics
 from grpo_chess.watch import alarms
 
