@@ -30,7 +30,7 @@ class ArenaError(RuntimeError): "A player, a judge or a file did not do its part
 __all__ = ['Player', 'UNITS', 'PAWN', 'RESULTS', 'KINDS', 'ArenaError', 'draws', 'random_player', 'comes_back', 'new_actions',
            'policy_player', 'game_text', 'Overlapped', 'engine_player', 'engine_units', 'skill_pick', 'best_scores',
            'weak_engine_player', 'OtherEngine', 'erring_player', 'random_openings', 'read_openings', 'file_openings',
-           'read_name', 'needs_engine', 'load_player_model', 'other_player']
+           'read_name', 'needs_engine', 'load_player_model', 'other_player', 'in_words']
 
 # %% ../nbs/08_players.ipynb #6706408a
 Player = Callable[[list[chess.Board], list[int], int], list[chess.Move]]   # boards, game numbers, ply -> moves
@@ -411,3 +411,19 @@ def other_player(
     if name == "stockfish": return engine_player(pool, **settings)
     weak = weak_engine_player(pool, settings.get("level", 0), seed)
     return erring_player(weak, errs, seed) if errs else weak
+
+# %% ../nbs/08_players.ipynb #0inwords01
+def in_words(
+    text:str,       # a player's name
+)->str:             # the same in words, without folders; weights keep their name
+    "What a player's name means, for somebody who reads a report; ArenaError as `read_name`."
+    name, given = read_name(text)
+    errs = f", {given['errs']:.0%} of its moves at random" if given.get("errs") else ""
+    limits = dict(depth="searching {} plies", nodes="searching {} nodes", ms="thinking {} ms")
+    limit = "".join(f", {words.format(given[k])}" for k, words in limits.items() if k in given)
+    skill = f" at skill level {given['skill']}" if "skill" in given else ""
+    if name == "weak": return f"Stockfish at level {given.get('level', 0)} of its rule for weak play{errs}"
+    if name == "stockfish": return f"Stockfish{skill}{limit}"
+    if name == "engine": return f"{Path(given.get('path', name)).name}{skill}{limit}{errs}"
+    if name == "random": return "random moves"
+    return text

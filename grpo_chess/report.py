@@ -25,13 +25,13 @@ from .matches import MatchResult, play_match
 from .model import Policy
 from .page import report_page
 from .panel import draw_panel
-from .players import OtherEngine, Player, other_player, policy_player, random_openings
+from .players import OtherEngine, Player, in_words, other_player, policy_player, random_openings
 from .stats import series_mean
 
 # %% auto #0
 __all__ = ['REPORT', 'OPENING_SEED', 'GREEDY', 'SAMPLED', 'CROSSED', 'FLOOR', 'AGAINST', 'NEAR', 'ENOUGH', 'with_error', 'change',
-           'named_players', 'others_of', 'matches_of', 'elo_gain', 'verdict', 'told', 'with_interval', 'met_by_both',
-           'gain_against', 'others_lines', 'match_lines', 'guard_actions', 'change_lines', 'report_text',
+           'named_players', 'others_of', 'matches_of', 'elo_gain', 'verdict', 'told', 'with_interval', 'called',
+           'met_by_both', 'gain_against', 'others_lines', 'match_lines', 'guard_actions', 'change_lines', 'report_text',
            'write_report', 'Outcome']
 
 # %% ../nbs/11_report.ipynb #f11e0009
@@ -148,6 +148,10 @@ def told(gain:tuple[float, float, float])->str: return "{:+.0f} [{:+.0f}, {:+.0f
 
 def with_interval(match:MatchResult)->str: return "{:.3f} [{:.3f}, {:.3f}]".format(match.score, *match.interval)
 
+def called(name:str)->str:
+    "A player in words, with its name for a command line; the name alone, where there are no other words."
+    return f"`{name}`" if in_words(name) == name else f"{in_words(name)} (`{name}`)"
+
 def met_by_both(matches:Mapping[str, MatchResult])->dict[str, tuple[MatchResult, MatchResult]]:
     "The others whom old and new have met, and how both did."
     names = [title.partition(AGAINST)[2] for title in matches if title.startswith("old" + AGAINST)]
@@ -167,12 +171,13 @@ def others_lines(matches:Mapping[str, MatchResult])->tuple[list[str], list[str]]
     gain = gain_against(close) if close else "none of them is near enough in strength to tell"
     first = (f"**Against others:** {gain}{' Elo over the start' if gain[0] in '+-' else ''}, by most likely moves, the "
              f"mean of {len(close) or len(met)} of those whom `match.others` names.")
-    rows = [f"| `{k}` | {with_interval(old)} | {with_interval(new)} | "
+    rows = [f"| {called(k)} | {with_interval(old)} | {with_interval(new)} | "
             f"{gain_against({k: (old, new)}) if k in close else 'too far apart'} |" for k, (old, new) in met.items()]
     return [first, ""], ["## Against others", "", "| | score of old | score of new | gain in Elo |",
                          "|---|---|---|---|", *rows, "", "Most likely moves that repeat nothing, from the same "
                          f"openings, by the rules of chess; {2*len(next(iter(met.values()))[0].pairs)} games each. "
-                         "Whoever scores above 0.5, with all of the interval, is ahead.", ""]
+                         "Whoever scores above 0.5, with all of the interval, is ahead. Elo says it as a difference in "
+                         "strength: equals score 0.5, who is 100 Elo stronger 0.64, who is 200 stronger 0.76.", ""]
 
 # %% ../nbs/11_report.ipynb #11e0a006
 def match_lines(matches:Mapping[str, MatchResult], old:str)->list[str]:

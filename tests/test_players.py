@@ -12,7 +12,8 @@ from grpo_chess.engine import MATE
 from grpo_chess.matches import play_match
 from grpo_chess.model import MODELS, ChessTransformer, ModelConfig, Policy, WeightsError, save_model
 from grpo_chess.players import (
-    ArenaError, comes_back, draws, engine_player, engine_units, file_openings, game_text, load_player_model,
+    KINDS, ArenaError, comes_back, draws, engine_player, engine_units, file_openings, game_text, in_words,
+    load_player_model,
     policy_player, random_openings, random_player, read_name, read_openings, skill_pick, weak_engine_player)
 
 def test_openings():
@@ -251,6 +252,17 @@ def test_names():
     assert read_name("a:b/x.safetensors:temperature=.5,seed=3") == ("a:b/x.safetensors", dict(temperature=.5, seed=3))
     for bad in ("stockfish:temperature=1", "weak:level=x", "tiny:preset=huge", "random:=", "tiny:warm=1"):
         with pytest.raises(ArenaError, match="player"): read_name(bad)
+
+def test_names_in_words():
+    "Every kind of player that a report may name; no folder of whoever ran it."
+    words = {"weak:level=3,errs=0.15": "Stockfish at level 3 of its rule for weak play, 15% of its moves at random",
+             "weak": "Stockfish at level 0 of its rule for weak play",
+             "stockfish:skill=2,depth=3": "Stockfish at skill level 2, searching 3 plies",
+             "engine:path=/home/me/gnuchessu,nodes=9,errs=0.5":
+                 "gnuchessu, searching 9 nodes, 50% of its moves at random",
+             "random": "random moves", "tiny:repeats=0": "tiny:repeats=0"}
+    assert {name: in_words(name) for name in words} == words
+    assert {read_name(name)[0] for name in words} >= set(KINDS) - {"untrained"}
 
 def test_models_by_name(tmp_path):
     torch.manual_seed(0)

@@ -172,7 +172,7 @@ def test_a_run_says_what_it_gained_against_others(tmp_path):
     assert list(result.matches)[2:] == [f"{who} against {name}" for name in ("weak:level=0,errs=0.5", "random")
                                         for who in ("old", "new")]
     assert result.text.index("**Against others:**") < result.text.index("**Too few games")
-    assert "| `random` |" in result.text and "| `random` |" in (tmp_path/"o/report.md").read_text()
+    for text in (result.text, (tmp_path/"o/report.md").read_text()): assert "| random moves (`random`) |" in text
     assert "<h2>Against others</h2>" in (tmp_path/"o/report.html").read_text()
     assert (tmp_path/"o/games/other-2-new.pgn").exists()
 
@@ -363,7 +363,7 @@ def test_a_report_names_no_home(tmp_path, monkeypatch):
     args = [*TINY, *MATCH, "--match.games", "4", "--init", start, "--match.others", f"{engine} random"]
     assert main([*args, "--out", f"{tmp_path}/runs", "--name", "b"]) == 0
     said = (tmp_path/"runs/b/report.md").read_text()
-    assert "Old is what ~/runs/a/model.safetensors held" in said and "| `engine:path=~/engine,depth=1` |" in said
+    assert "Old is what ~/runs/a/model.safetensors held" in said and "(`engine:path=~/engine,depth=1`) |" in said
     assert arena.main(["--a", start, "--b", engine, "--games", "16", "--floor", "false", "--judge.on", "false",
                        "--max_plies", "10", "--pgn", f"{tmp_path}/runs/x.pgn", "--json", f"{tmp_path}/runs/x"]) == 0
     assert "~/engine" in (tmp_path/"runs/x.pgn").read_text()
