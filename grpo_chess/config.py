@@ -44,7 +44,7 @@ class MatchConfig:
         adjudicate: in these, let the engine end games that are won, and judge those that are too long
         depth: search depth of that judgement
         others: players that the old and the new policy meet too, half as many games each; names as in the arena, with
-            spaces between them
+            spaces between them; quotes around a name that has spaces of its own
     """
     games: int = 400
     rules_plies: int = 300

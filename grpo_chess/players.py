@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import shlex
 import signal
 import weakref
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ class ArenaError(RuntimeError): "A player, a judge or a file did not do its part
 __all__ = ['Player', 'UNITS', 'PAWN', 'RESULTS', 'KINDS', 'ArenaError', 'draws', 'random_player', 'comes_back', 'new_actions',
            'policy_player', 'game_text', 'Overlapped', 'engine_player', 'engine_units', 'skill_pick', 'best_scores',
            'weak_engine_player', 'OtherEngine', 'erring_player', 'random_openings', 'read_openings', 'file_openings',
-           'read_name', 'needs_engine', 'load_player_model', 'other_player', 'in_words']
+           'read_name', 'split_names', 'needs_engine', 'load_player_model', 'other_player', 'describe_player']
 
 # %% ../nbs/08_players.ipynb #6706408a
 Player = Callable[[list[chess.Board], list[int], int], list[chess.Move]]   # boards, game numbers, ply -> moves
@@ -370,6 +371,13 @@ def read_name(
     if settings.get("repeats", 1) not in (0, 1): raise ArenaError(f"player {text!r}: repeats is 0 or 1")
     return name, settings
 
+def split_names(
+    text:str,           # players' names with spaces between them; quotes stand around a name that has spaces of its own
+)->list[str]:
+    "Several players' names; ArenaError for a quote that does not end."
+    try: return shlex.split(text)
+    except ValueError: raise ArenaError(f"players {text!r}: a quote begins and does not end") from None
+
 def needs_engine(text:str)->bool: return read_name(text)[0] in ("weak", "stockfish")    # the judge's own
 
 # %% ../nbs/08_players.ipynb #6589d097
@@ -413,7 +421,7 @@ def other_player(
     return erring_player(weak, errs, seed) if errs else weak
 
 # %% ../nbs/08_players.ipynb #0inwords01
-def in_words(
+def describe_player(
     text:str,       # a player's name
 )->str:             # the same in words, without folders; weights keep their name
     "What a player's name means, for somebody who reads a report; ArenaError as `read_name`."

@@ -9,6 +9,7 @@ import contextlib
 import io
 import math
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,14 +19,23 @@ import numpy as np
 from torch import nn
 
 from .config import Config, MatchConfig
-from .engine import EnginePool
+from .engine import EngineError, EnginePool
 from .files import without_home, write_whole
 from .live import in_notebook
 from .matches import MatchResult, play_match
 from .model import Policy
 from .page import report_page
 from .panel import draw_panel
-from .players import OtherEngine, Player, in_words, other_player, policy_player, random_openings
+from grpo_chess.players import (
+    ArenaError,
+    OtherEngine,
+    Player,
+    describe_player,
+    other_player,
+    policy_player,
+    random_openings,
+    split_names,
+)
 from .stats import series_mean
 
 # %% auto #0
@@ -64,13 +74,13 @@ NEAR = .05                  # whoever is beaten, or beats the old policy, more c
 
 @contextlib.contextmanager
 def named_players(
-    names:str,                  # as in the arena, with spaces between them
+    names:str,                  # as `split_names` reads them
     pool:EnginePool|None,
     seed:int=0,
 )->Iterator[dict[str, Player]]:
     "Players without weights, by name; their engines end with the block. ArenaError and EngineError say what cannot be."
     engines:list[OtherEngine] = []
-    try: yield {name: other_player(name, pool, engines, seed) for name in names.split()}
+    try: yield {name: other_player(name, pool, engines, seed) for name in split_names(names)}
     finally:
         for engine in engines: engine.close()
 
@@ -81,13 +91,19 @@ def others_of(
     pool:EnginePool|None,
     seed:int=0,                 # of openings and of the others' draws
 )->Iterator[tuple[str, MatchResult]]:
-    "The old and the new policy against each of the others, the same openings for all, by the rules."
+    """The old and the new policy against each of the others, the same openings for all, by the rules. An engine that
+    fails costs its own matches: the rest is played first, and EngineError then says which could not be."""
     openings = random_openings(-(-cfg.games//4), seed + OPENING_SEED)
-    with named_players(cfg.others, pool, seed) as others:
-        for name, other in others.items():
-            for who, model in dict(old=old, new=new).items():
-                player = policy_player(Policy(model), True, repeats=False)
-                yield f"{who}{AGAINST}{name}", play_match(player, other, openings, cfg.rules_plies, names=(who, name))
+    failed:list[str] = []
+    for name in split_names(cfg.others):
+        try:
+            with named_players(shlex.quote(name), pool, seed) as others:
+                for who, model in dict(old=old, new=new).items():
+                    player = policy_player(Policy(model), True, repeats=False)
+                    match = play_match(player, others[name], openings, cfg.rules_plies, names=(who, name))
+                    yield f"{who}{AGAINST}{name}", match
+        except (ArenaError, EngineError) as e: failed.append(f"against {name}: {e}")
+    if failed: raise EngineError("; ".join(failed))
 
 # %% ../nbs/11_report.ipynb #f11e000c
 def matches_of(
@@ -150,7 +166,7 @@ def with_interval(match:MatchResult)->str: return "{:.3f} [{:.3f}, {:.3f}]".form
 
 def called(name:str)->str:
     "A player in words, with its name for a command line; the name alone, where there are no other words."
-    return f"`{name}`" if in_words(name) == name else f"{in_words(name)} (`{name}`)"
+    return f"`{name}`" if describe_player(name) == name else f"{describe_player(name)} (`{name}`)"
 
 def met_by_both(matches:Mapping[str, MatchResult])->dict[str, tuple[MatchResult, MatchResult]]:
     "The others whom old and new have met, and how both did."

@@ -54,6 +54,7 @@ from .model import (
 from .own import Starts, Value, check_model, check_positions, check_reward
 from .players import ArenaError
 from .players import needs_engine as plays_stockfish
+from .players import split_names
 from .positions import start_positions
 from .report import Outcome, matches_of, named_players, report_text, write_report
 from .reward import Judge
@@ -86,7 +87,7 @@ def needs_engine(cfg:Config, own:Own)->bool:
     "Does anything in this run ask Stockfish?"
     judged = own.reward is None and cfg.reward.judge == "engine"
     filtered = own.positions is None and cfg.positions.window_cp > 0
-    played = cfg.match.games > 0 and (cfg.match.adjudicate or any(map(plays_stockfish, cfg.match.others.split())))
+    played = cfg.match.games > 0 and (cfg.match.adjudicate or any(map(plays_stockfish, split_names(cfg.match.others))))
     return judged or filtered or cfg.sampler.teacher_forcing > 0 or played
 
 def engine_share(cfg:Config)->EngineConfig:

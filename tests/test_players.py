@@ -12,9 +12,10 @@ from grpo_chess.engine import MATE
 from grpo_chess.matches import play_match
 from grpo_chess.model import MODELS, ChessTransformer, ModelConfig, Policy, WeightsError, save_model
 from grpo_chess.players import (
-    KINDS, ArenaError, comes_back, draws, engine_player, engine_units, file_openings, game_text, in_words,
+    KINDS, ArenaError, comes_back, draws, engine_player, engine_units, file_openings, game_text, describe_player,
     load_player_model,
-    policy_player, random_openings, random_player, read_name, read_openings, skill_pick, weak_engine_player)
+    policy_player, random_openings, random_player, read_name, read_openings, skill_pick,
+    split_names, weak_engine_player)
 
 def test_openings():
     some = random_openings(40, seed=2, plies=6)
@@ -253,6 +254,12 @@ def test_names():
     for bad in ("stockfish:temperature=1", "weak:level=x", "tiny:preset=huge", "random:=", "tiny:warm=1"):
         with pytest.raises(ArenaError, match="player"): read_name(bad)
 
+def test_several_names():
+    assert split_names(" weak:level=1  tiny ") == ["weak:level=1", "tiny"] and split_names("") == []
+    quoted, = split_names("engine:path='/my engines/x',depth=1")
+    assert read_name(quoted) == ("engine", dict(path="/my engines/x", depth=1))
+    with pytest.raises(ArenaError, match="a quote begins and does not end"): split_names("engine:path='/my engines")
+
 def test_names_in_words():
     "Every kind of player that a report may name; no folder of whoever ran it."
     words = {"weak:level=3,errs=0.15": "Stockfish at level 3 of its rule for weak play, 15% of its moves at random",
@@ -261,7 +268,7 @@ def test_names_in_words():
              "engine:path=/home/me/gnuchessu,nodes=9,errs=0.5":
                  "gnuchessu, searching 9 nodes, 50% of its moves at random",
              "random": "random moves", "tiny:repeats=0": "tiny:repeats=0"}
-    assert {name: in_words(name) for name in words} == words
+    assert {name: describe_player(name) for name in words} == words
     assert {read_name(name)[0] for name in words} >= set(KINDS) - {"untrained"}
 
 def test_models_by_name(tmp_path):

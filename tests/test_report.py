@@ -7,6 +7,7 @@ import pytest
 
 from grpo_chess import report
 from grpo_chess.config import Config, MatchConfig
+from grpo_chess.engine import EngineError
 from grpo_chess.matches import MatchResult
 from grpo_chess.model import MODELS, ChessTransformer
 from grpo_chess.players import ArenaError, random_openings, random_player
@@ -139,6 +140,20 @@ def test_their_engines_end_with_the_matches(monkeypatch):
     assert len(ended) == 2
     with pytest.raises(ArenaError), report.named_players("a bad", None): pass
     assert len(ended) == 4
+
+def test_an_engine_that_dies_costs_its_own_matches_alone(monkeypatch):
+    "The others after it are met, its own engine is closed, and what failed is told at the end, by name."
+    class Dying(Named):
+        def __call__(self, boards, games, ply):
+            if "level=2" in self.asked[-1][0]: raise EngineError("it died")
+            return super().__call__(boards, games, ply)
+    monkeypatch.setattr(report, "other_player", Dying)
+    monkeypatch.setattr(report, "policy_player", lambda *args, **kw: random_player(1))
+    cfg, met = MatchConfig(games=4, others="weak:level=1 weak:level=2 'engine:path=/my engines/x,depth=1'"), []
+    with pytest.raises(EngineError, match="^against weak:level=2: it died$"):
+        for title, match in report.others_of(None, None, cfg, None): met.append((title, len(match.games)))
+    names = "weak:level=1", "engine:path=/my engines/x,depth=1"
+    assert met == [(f"{who} against {name}", 2) for name in names for who in ("old", "new")]
 
 def pairs(*scores): return np.array(scores, float)
 
