@@ -175,9 +175,9 @@ def _castling(board:chess.Board, danger:int)->list[int]:   # danger: squares tha
 
 # %% ../nbs/00_board.ipynb #0feaf0eb
 def legal_actions(
-    board:chess.Board,  # standard chess with one king a side, else ValueError
+    board:chess.Board,  # standard chess; ValueError where a side has no king
 )->list[int]:           # ascending, the same set as board.legal_moves
-    "Indices of the legal moves, without a Move object for any of them."
+    "Indices of the legal moves, without a Move object for each of them."
     turn, own, kings = board.turn, board.occupied_co[board.turn], board.kings
     if board.chess960 or not kings & own or not kings & ~own: raise ValueError(f"not standard chess: {board.fen()}")
     king = (kings & own).bit_length() - 1

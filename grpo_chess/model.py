@@ -353,7 +353,7 @@ def shipped()->list[str]:
     return sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))
 
 def pretrained(
-    name:str="tiny",             # a preset whose weights are shipped
+    name:str="tiny",             # weights that are shipped, see `shipped`
     cfg:ModelConfig|None=None,   # shape that is wanted; None takes the file's
 )->ChessTransformer:             # in eval mode, float32, on the CPU
     "Weights that come with the package; WeightsError lists those there are."

@@ -177,8 +177,10 @@ def recipe(
     if "files" in made:
         chosen = [f"--{k} {made[k]}" for k in ("rows", "min_elo", "skip_plies", "min_depth") if made.get(k)]
         return [" ".join([f"{PROGRAM} convert --files 'GAMES' --out labels", *chosen]), train]
-    label = f"--positions {made['rows_in_all']} --depth {made['depth']} --seed {made['seed']} --out labels"
-    return [f"{PROGRAM} label {label}", train]
+    usual = LabelConfig()
+    shape = [f"--{k} {made[k]}" for k in ("rows", "games") if made.get(k, x := getattr(usual, k)) != x]
+    label = [f"--positions {made['rows_in_all']} --depth {made['depth']} --seed {made['seed']}", *shape, "--out labels"]
+    return [f"{PROGRAM} label {' '.join(label)}", train]
 
 def card_training(made:dict, trained:dict, best:dict)->list[str]:    # manifest, settings, and the row that was kept
     "Paragraphs of a card on labels and training."

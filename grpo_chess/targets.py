@@ -100,7 +100,7 @@ MEASURES = {
     "accuracy": "share of positions whose most likely move is a best one",
     "top5": "share with a best move among the five most likely",
     "entropy": "exact entropy of the policy, nats",
-    "perplexity": "exp(loss): among how many equal moves the policy is in doubt",
+    "perplexity": "exp(loss): as costly as a doubt among so many equal moves",
     "regret": "win probability that a sampled move gives away, expected exactly",
     "regret_greedy": "the same for the most likely move"}
 

@@ -82,6 +82,8 @@ def test_the_card_gives_the_commands_that_make_the_weights_again():
     label, train = (pretrain.parse(line.split()[3:])[1] for line in lines)
     assert (label.positions, label.depth, label.seed, label.out) == (650_000, 1, 3, train.labels)
     assert dataclasses.replace(train, out=TrainConfig.out) == TrainConfig(steps=1200, seed=4, lr=1e-3)
+    label = pretrain.parse(pretrain.recipe(made | dict(rows=500, games=50), {})[0].split()[3:])[1]
+    assert (label.rows, label.games) == (500, 50) and "--rows" not in lines[0] and "--games" not in lines[0]
     # labels from elsewhere cannot be made again by us
     assert len(pretrain.recipe(dict(source="a.pgn"), {})) == 1
 
