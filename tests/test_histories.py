@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from grpo_chess.doctor import as_html, as_markdown, diagnose, main
+from grpo_chess.files import row_text
 from grpo_chess.histories import HistoryError, as_history, near, read_history, resolve
 from grpo_chess.history import from_rows
 from grpo_chess.panel import FOREIGN
@@ -41,6 +42,12 @@ def test_a_log_of_this_project_keeps_its_own_meaning_of_a_name():
     twice = as_history([{"_step": 0, "step": 7, "train/avg_reward": .1, "reward": .1, "train/reward_std": .3,
                          "reward_spread": .2, "reward_std": .2}])          # what W&B has of a run of this trainer
     assert twice.values("train/reward_std") == [.3] and twice.values("reward_spread") == [.2] and twice.last_step == 7
+
+def test_a_checksum_that_looks_like_a_number_is_no_column(tmp_path):
+    "Of 400 rows some have a checksum without a letter, or with one `e` between digits."
+    (tmp_path/"metrics.jsonl").write_text("".join(row_text({"step": i, "entropy": 1. + i}) for i in range(400)))
+    history = read_history(tmp_path/"metrics.jsonl")
+    assert history.unknown == [] and len(history.values("entropy")) == 400
 
 def test_a_row_without_a_step_belongs_to_the_step_before_it():
     history = as_history([{"train/global_step": 10, "loss": 1.}, {"eval_accuracy": .5},
