@@ -1,4 +1,4 @@
-"""Steps of the default run, now and at an older commit, in turn: plies a second, seconds, share of the cores.
+"""Steps of the preset `tiny`, now and at an older commit, in turn: plies a second, seconds, share of the cores.
 
     python benchmarks/steps.py --before 3f8397a                 # alternating runs of both, medians, ranges and ratios
     python benchmarks/steps.py --before 3f8397a --set trainer.micro_batch=64

@@ -22,8 +22,8 @@ from .engine import EngineConfig, EnginePool
 from .matches import JudgeConfig, MatchResult, play_match
 from .model import Policy
 from .players import (
-    ArenaError, Player, engine_player, load_player_model, needs_engine, new_actions, policy_player, random_openings,
-    random_player, read_name, weak_engine_player)
+    ArenaError, OtherEngine, Player, load_player_model, needs_engine, new_actions, other_player, policy_player,
+    random_openings, read_name)
 from .report import Outcome
 from .settings import ConfigError, flatten
 from .stats import MIN_GAMES
@@ -83,19 +83,20 @@ class Match(MatchResult):
                 f"| | {counts} | {self.score:.3f} [{low:.3f}, {high:.3f}] |\n\n{self.how}. Games ended by: {ends}.")
 
 # %% ../nbs/11_front.ipynb #f11f0016
-def named_player(player:Policy|Player|str|Path, pool:EnginePool|None, seed:int)->tuple[str, Player]:
+def named_player(
+    player:Policy|Player|str|Path,
+    pool:EnginePool|None,           # of players that are Stockfish
+    seed:int,                       # of its draws, where its name gives none
+    engines:list[OtherEngine],      # whoever closes them finds a new one here
+)->tuple[str, Player]:
     "A player of a match and its name."
     if isinstance(player, LoadedPolicy):
         return player.name, policy_player(player, player.greedy, seed, repeats=player.repeats)
     if isinstance(player, Policy): return f"policy at T={player.temperature:g}", policy_player(player, False, seed)
     if callable(player): return getattr(player, "__name__", "player"), player
-    (kind, settings), text = read_name(str(player)), str(player)
-    seed = settings.pop("seed", seed)
-    if kind == "random": return text, random_player(seed)
-    if pool and kind == "weak": return text, weak_engine_player(pool, settings.get("level", 0), seed)
-    if pool and kind == "stockfish": return text, engine_player(pool, **settings)
-    model, temperature = load_player_model(text), settings.get("temperature", 0.)
-    if model is None: raise ArenaError(f"{text} needs an engine")
+    (_, settings), text = read_name(str(player)), str(player)
+    model, temperature, seed = load_player_model(text), settings.get("temperature", 0.), settings.get("seed", seed)
+    if model is None: return text, other_player(text, pool, engines, seed)
     repeats = settings.get("repeats", 1) == 1
     return text, policy_player(Policy(model, temperature or 1.), temperature == 0, seed, repeats=repeats)
 
@@ -112,10 +113,15 @@ def match(
     if games % 2 or games < MIN_GAMES: raise ArenaError(f"games = {games} must be even and at least {MIN_GAMES}")
     openings = random_openings(games//2, seed)
     asks = adjudicate or any(isinstance(player, (str, Path)) and needs_engine(str(player)) for player in (a, b))
+    engines:list[OtherEngine] = []
     with EnginePool(EngineConfig(**engine)) if asks else contextlib.nullcontext() as pool:
-        (name, first), (other, second) = named_player(a, pool, 2*seed), named_player(b, pool, 2*seed + 1)
-        judge = pool if adjudicate else None
-        result = play_match(first, second, openings, max_plies, judge, names=(name, other))
+        try:
+            name, first = named_player(a, pool, 2*seed, engines)
+            other, second = named_player(b, pool, 2*seed + 1, engines)
+            judge = pool if adjudicate else None
+            result = play_match(first, second, openings, max_plies, judge, names=(name, other))
+        finally:
+            for started in engines: started.close()
     ends = f"adjudicated at depth {JudgeConfig().depth}" if adjudicate else "by the rules of chess"
     how = f"{len(openings)} random openings (seed {seed}), each with both colours, at most {max_plies} plies, {ends}"
     return Match(result.games, result.names, how)

@@ -17,7 +17,7 @@ from torch import nn
 import grpo_chess
 from grpo_chess import load, match, preset, run, train
 from grpo_chess.board import PositionError, encode
-from grpo_chess.engine import EngineError
+from grpo_chess.engine import EngineError, find_engine
 from grpo_chess.front import named_player
 from grpo_chess.model import MODELS, ChessTransformer, Policy, load_model, save_model
 from grpo_chess.own import OwnJudge, check_model, check_positions, check_reward
@@ -266,6 +266,21 @@ def test_players_of_a_match_are_names_policies_and_functions():
     for player, name in [*players, *zip(names, names)]:
         assert match(player, "random", games=16, max_plies=6).names == (name, "random")
 
+def test_a_named_player_is_the_arenas(monkeypatch):
+    "Its errors too: with errs=1 each move is random, with errs=0 none. Another engine plays, and ends with the match."
+    from grpo_chess import front
+    from grpo_chess.players import OtherEngine
+    closed = []
+    class Spied(OtherEngine):
+        def close(self):
+            closed.append(self)
+            super().close()
+    monkeypatch.setattr("grpo_chess.players.OtherEngine", Spied)
+    def moves(name):
+        return [g.board.move_stack for g in front.match("random", name, games=16, max_plies=8, seed=2).games]
+    assert moves("weak:level=1,errs=0") == moves("weak:level=1") != moves("weak:level=1,errs=1")
+    assert not closed and moves(f"engine:path={find_engine()},depth=1") and len(closed) == 1
+
 def test_an_adjudicated_match_asks_an_engine():
     result = match("tiny", "random", games=16, max_plies=40, adjudicate=True, engine=dict(processes=1))
     assert "adjudicated" in result.reasons and "adjudicated at depth 4" in result._repr_markdown_()
@@ -285,4 +300,4 @@ def test_a_loaded_policy_can_be_told_to_repeat_nothing():
     assert repeat not in shares and sum(shares.values()) == pytest.approx(1)
     assert shares[second] == pytest.approx(plain.probabilities(game)[second]/(1 - plain.probabilities(game)[repeat]))
     for player, move in (("tiny", repeat), ("tiny:repeats=0", second), (told, second)):
-        assert named_player(player, None, 0)[1]([game], [0], 6) == [move]
+        assert named_player(player, None, 0, [])[1]([game], [0], 6) == [move]

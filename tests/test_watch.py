@@ -1,10 +1,14 @@
 "Detectors that look while a run goes on: warnings, actions, patience, and a memory that a checkpoint keeps."
+from itertools import pairwise
+
 import pytest
 
+from grpo_chess.figures import data
 from grpo_chess.guards import GuardConfig, check_guard
 from grpo_chess.loss import LossConfig
+from grpo_chess.panel import read_metrics
 from grpo_chess.trainer import AblateConfig
-from grpo_chess.watch import FIRST_ROWS, LAST_ROWS, kept_rows, look, parse_actions
+from grpo_chess.watch import FIRST_ROWS, LAST_ROWS, MIDDLE_ROWS, kept_rows, look, parse_actions
 from small import make, untimed
 
 OFTEN = dict(look_every=2)
@@ -46,9 +50,23 @@ def test_a_resumed_run_says_what_the_other_says():
 
 def test_what_is_kept_has_no_clock_and_an_end():
     rows = []
-    for i in range(500): rows = kept_rows(rows, dict(step=i, entropy=1., seconds=3., guard="x", loss=float("nan")))
-    assert len(rows) == FIRST_ROWS + LAST_ROWS and rows[0] == dict(step=0., entropy=1.)
-    assert [r["step"] for r in rows[FIRST_ROWS - 1:FIRST_ROWS + 1]] == [19, 320]
+    for i in range(3000):
+        rows = kept_rows(rows, dict(step=i, entropy=1., seconds=3., guard="x", loss=float("nan")))
+        assert len(rows) <= FIRST_ROWS + MIDDLE_ROWS + LAST_ROWS
+    assert rows[0] == dict(step=0., entropy=1.)
+    steps = [int(r["step"]) for r in rows]
+    assert steps[:FIRST_ROWS] == [*range(20)] and steps[-LAST_ROWS:] == [*range(2820, 3000)] and steps == sorted(steps)
+    middle = [19, *steps[FIRST_ROWS:-LAST_ROWS], 2820]
+    assert len(middle) > MIDDLE_ROWS/2 and max(b - a for a, b in pairwise(middle)) <= 4*3000/MIDDLE_ROWS
+
+@pytest.mark.parametrize("name", ["tiny", "imitator", "scratch"])
+def test_nothing_is_warned_of_while_a_stored_run_goes_on(name):
+    "As the trainer looks, by what it keeps: without the middle of `tiny` its last steps look like a slow collapse."
+    rows, looks, told = [], {}, []
+    for step, row in enumerate(read_metrics(data(f"{name}_metrics.jsonl")), 1):
+        rows = kept_rows(rows, row)
+        if step % 10 == 0: look(rows, {}, looks, told, {})
+    assert told == []
 
 def test_patience_counts_looks_in_a_row():
     rows, looks, told = [dict(step=i, kl_coef=min(.1, .01*1.2**i)) for i in range(40)], {}, []
