@@ -100,6 +100,7 @@ def named_player(
     repeats = settings.get("repeats", 1) == 1
     return text, policy_player(Policy(model, temperature or 1.), temperature == 0, seed, repeats=repeats)
 
+# %% ../nbs/11_front.ipynb #f11f0116
 def match(
     a:Policy|Player|str|Path,       # the player whose score is counted
     b:Policy|Player|str|Path,
