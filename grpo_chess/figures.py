@@ -248,7 +248,9 @@ def claims_table(
     from IPython.display import Markdown
     rows = ["| finding | the claim |", "|---|---|"]
     for name in names:
-        page = json.loads((data("positions.jsonl").parent.parent/f"findings/{name}.ipynb").read_text(encoding="utf-8"))
+        path = data("positions.jsonl").parent.parent/f"findings/{name}.ipynb"
+        if not path.exists(): raise ValueError(f"there is no page nbs/findings/{name}.ipynb")
+        page = json.loads(path.read_text(encoding="utf-8"))
         title, claim = (s.strip("#> \n") for s in "".join(page["cells"][0]["source"]).split("\n\n")[:2])
         rows.append(f"| [{title}]({name}.ipynb) | {' '.join(claim.split())} |")
     return Markdown("\n".join(rows))

@@ -375,7 +375,9 @@ def split_names(
     text:str,           # players' names with spaces between them; quotes stand around a name that has spaces of its own
 )->list[str]:
     "Several players' names; ArenaError for a quote that does not end."
-    try: return shlex.split(text)
+    words = shlex.shlex(text, posix=True, punctuation_chars=False)
+    words.whitespace_split, words.commenters, words.escape = True, "", ""       # a backslash is part of a path
+    try: return [name for name in words if name]
     except ValueError: raise ArenaError(f"players {text!r}: a quote begins and does not end") from None
 
 def needs_engine(text:str)->bool: return read_name(text)[0] in ("weak", "stockfish")    # the judge's own
@@ -426,8 +428,8 @@ def describe_player(
 )->str:             # the same in words, without folders; weights keep their name
     "What a player's name means, for somebody who reads a report; ArenaError as `read_name`."
     name, given = read_name(text)
-    errs = f", {given['errs']:.0%} of its moves at random" if given.get("errs") else ""
-    limits = dict(depth="searching {} plies", nodes="searching {} nodes", ms="thinking {} ms")
+    errs = f", {100*given['errs']:g}% of its moves at random" if given.get("errs") else ""
+    limits = dict(depth="search of depth {}", nodes="search of {} nodes", ms="{} ms a move")
     limit = "".join(f", {words.format(given[k])}" for k, words in limits.items() if k in given)
     skill = f" at skill level {given['skill']}" if "skill" in given else ""
     if name == "weak": return f"Stockfish at level {given.get('level', 0)} of its rule for weak play{errs}"

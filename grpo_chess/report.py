@@ -9,9 +9,8 @@ import contextlib
 import io
 import math
 import os
-import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,13 +73,13 @@ NEAR = .05                  # whoever is beaten, or beats the old policy, more c
 
 @contextlib.contextmanager
 def named_players(
-    names:str,                  # as `split_names` reads them
+    names:Iterable[str],
     pool:EnginePool|None,
     seed:int=0,
 )->Iterator[dict[str, Player]]:
     "Players without weights, by name; their engines end with the block. ArenaError and EngineError say what cannot be."
     engines:list[OtherEngine] = []
-    try: yield {name: other_player(name, pool, engines, seed) for name in split_names(names)}
+    try: yield {name: other_player(name, pool, engines, seed) for name in names}
     finally:
         for engine in engines: engine.close()
 
@@ -95,9 +94,9 @@ def others_of(
     fails costs its own matches: the rest is played first, and EngineError then says which could not be."""
     openings = random_openings(-(-cfg.games//4), seed + OPENING_SEED)
     failed:list[str] = []
-    for name in split_names(cfg.others):
+    for name in dict.fromkeys(split_names(cfg.others)):
         try:
-            with named_players(shlex.quote(name), pool, seed) as others:
+            with named_players([name], pool, seed) as others:
                 for who, model in dict(old=old, new=new).items():
                     player = policy_player(Policy(model), True, repeats=False)
                     match = play_match(player, others[name], openings, cfg.rules_plies, names=(who, name))

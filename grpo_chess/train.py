@@ -123,7 +123,7 @@ def make_trainer(cfg:Config, fabric:Fabric, model:nn.Module, pool:EnginePool|Non
     try: trainer = Trainer(fabric, model, draw, judge, *settings)
     except ValueError as e: raise ConfigError(str(e)) from None
     if pool: pool.evaluate([chess.STARTING_FEN], depth=1)
-    with named_players(cfg.match.others if cfg.match.games else "", pool): pass
+    with named_players(split_names(cfg.match.others) if cfg.match.games else (), pool): pass
     draw(0, trainer.first, 1)
     return trainer
 

@@ -256,6 +256,7 @@ def test_names():
 
 def test_several_names():
     assert split_names(" weak:level=1  tiny ") == ["weak:level=1", "tiny"] and split_names("") == []
+    assert split_names(r"engine:path=C:\eng\sf.exe '' #1") == [r"engine:path=C:\eng\sf.exe", "#1"]
     quoted, = split_names("engine:path='/my engines/x',depth=1")
     assert read_name(quoted) == ("engine", dict(path="/my engines/x", depth=1))
     with pytest.raises(ArenaError, match="a quote begins and does not end"): split_names("engine:path='/my engines")
@@ -264,9 +265,10 @@ def test_names_in_words():
     "Every kind of player that a report may name; no folder of whoever ran it."
     words = {"weak:level=3,errs=0.15": "Stockfish at level 3 of its rule for weak play, 15% of its moves at random",
              "weak": "Stockfish at level 0 of its rule for weak play",
-             "stockfish:skill=2,depth=3": "Stockfish at skill level 2, searching 3 plies",
+             "weak:errs=0.125": "Stockfish at level 0 of its rule for weak play, 12.5% of its moves at random",
+             "stockfish:skill=2,depth=3": "Stockfish at skill level 2, search of depth 3",
              "engine:path=/home/me/gnuchessu,nodes=9,errs=0.5":
-                 "gnuchessu, searching 9 nodes, 50% of its moves at random",
+                 "gnuchessu, search of 9 nodes, 50% of its moves at random",
              "random": "random moves", "tiny:repeats=0": "tiny:repeats=0"}
     assert {name: describe_player(name) for name in words} == words
     assert {read_name(name)[0] for name in words} >= set(KINDS) - {"untrained"}

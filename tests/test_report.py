@@ -136,24 +136,30 @@ def test_their_engines_end_with_the_matches(monkeypatch):
         engines.append(Engine())
         if text == "bad": raise ArenaError("bad")
     monkeypatch.setattr(report, "other_player", other)
-    with report.named_players("a b", None): assert not ended
+    with report.named_players(["a", "b"], None): assert not ended
     assert len(ended) == 2
-    with pytest.raises(ArenaError), report.named_players("a bad", None): pass
+    with pytest.raises(ArenaError), report.named_players(["a", "bad"], None): pass
     assert len(ended) == 4
 
 def test_an_engine_that_dies_costs_its_own_matches_alone(monkeypatch):
-    "The others after it are met, its own engine is closed, and what failed is told at the end, by name."
+    "The others after it are met, all engines are closed, and what failed is told at the end, by name."
+    closed = []
     class Dying(Named):
+        def __init__(self, text, pool, engines, seed):
+            super().__init__(text, pool, engines, seed)
+            engines.append(self)
+        def close(self): closed.append(self)
         def __call__(self, boards, games, ply):
             if "level=2" in self.asked[-1][0]: raise EngineError("it died")
             return super().__call__(boards, games, ply)
     monkeypatch.setattr(report, "other_player", Dying)
     monkeypatch.setattr(report, "policy_player", lambda *args, **kw: random_player(1))
-    cfg, met = MatchConfig(games=4, others="weak:level=1 weak:level=2 'engine:path=/my engines/x,depth=1'"), []
+    cfg = MatchConfig(games=4, others="weak:level=1 weak:level=2 weak:level=1 'engine:path=/my engines/x,depth=1'")
+    met = []
     with pytest.raises(EngineError, match="^against weak:level=2: it died$"):
         for title, match in report.others_of(None, None, cfg, None): met.append((title, len(match.games)))
     names = "weak:level=1", "engine:path=/my engines/x,depth=1"
-    assert met == [(f"{who} against {name}", 2) for name in names for who in ("old", "new")]
+    assert met == [(f"{who} against {name}", 2) for name in names for who in ("old", "new")] and len(closed) == 3
 
 def pairs(*scores): return np.array(scores, float)
 

@@ -61,7 +61,7 @@ def test_what_is_kept_has_no_clock_and_an_end():
 
 @pytest.mark.parametrize("name", ["tiny", "imitator", "scratch"])
 def test_nothing_is_warned_of_while_a_stored_run_goes_on(name):
-    "As the trainer looks, by what it keeps: without the middle of `tiny` its last steps look like a slow collapse."
+    "By the rows that a guard keeps: without the middle of `tiny` its last steps look like a slow collapse."
     rows, looks, told = [], {}, []
     for step, row in enumerate(read_metrics(data(f"{name}_metrics.jsonl")), 1):
         rows = kept_rows(rows, row)
