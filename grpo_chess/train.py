@@ -262,11 +262,11 @@ class Log(Rows):
 
 # %% ../nbs/11_train.ipynb #f117000a
 def steps_left(
-    ends:list[float],   # when the steps so far ended, seconds
+    ends:list[float],   # when the last steps ended, seconds
     limit:float,        # when the run has to end
 )->float:               # steps that there is time for; inf before there is anything to go by
     "The step that passes the time limit counts: it is finished."
-    recent = np.diff(ends[-11:])
+    recent = np.diff(ends)
     if len(recent) < 3: return math.inf
     return max(1., float(np.ceil((limit - ends[-1])/max(float(np.median(recent)), 1e-9))))
 
@@ -318,7 +318,7 @@ def train_loop(
             log.write(row)
             bar.show(row)
             bar.update()
-            ends.append(time.monotonic())
+            ends = [*ends[-10:], time.monotonic()]
             trainer.elapsed = ends[-1] - begun
             told, late, left = agree(fabric, bool(stop), ends[-1] > limit, -steps_left(ends, limit))
             last = told or late or trainer.aborted or trainer.done == steps

@@ -4,6 +4,7 @@ With PICTURES=folder the picture of the game that is played by clicking is kept 
 
 import os
 import shutil
+import time
 
 import chess
 import chess.pgn
@@ -19,12 +20,17 @@ def screen(tmp_path):
         yield screen
 
 
+def a_person_sits_down(screen):
+    "xboard with the engine as Black, its window, and what the engine says beside it."
+    xboard = Xboard(screen, "-tc", 5, "-engineOutputUp", "true", "-showThinking", "true")
+    window, output = screen.window("^xboard: grpo_chess"), screen.window("Engine Output")
+    screen.xdotool("windowmove", output, 430, 0, "windowsize", output, 566, 490)
+    return xboard, window
+
+
 def test_a_game_by_clicking(screen, tmp_path):
     "A person plays White with a mouse; the engine answers each move with a legal one."
-    board, xboard = chess.Board(), Xboard(screen, "-tc", 5, "-engineOutputUp", "true", "-showThinking", "true")
-    window = screen.window("^xboard: grpo_chess")
-    output = screen.window("Engine Output")
-    screen.xdotool("windowmove", output, 430, 0, "windowsize", output, 566, 490)
+    board, (xboard, window) = chess.Board(), a_person_sits_down(screen)
     for number, move in enumerate(("e2e4", "g1f3", "f1b5"), 1):
         xboard.play(window, move)
         board.push_uci(move)
@@ -38,6 +44,23 @@ def test_a_game_by_clicking(screen, tmp_path):
     assert 5_000 < picture.stat().st_size < 100_000
     if os.environ.get("PICTURES"):
         shutil.copy(picture, os.environ["PICTURES"])
+
+
+def test_its_options_in_the_dialog_of_xboard(screen):
+    "A person ticks Repeats and writes a temperature in the engine's settings; the engine hears both and plays on."
+    xboard, window = a_person_sits_down(screen)
+    xboard.play(window, "d2d4")
+    wait_for(lambda: xboard.heard(r"bestmove \w+\n"), 20, "an answer")
+    for place in ((272, 14), (340, 118)):                           # the menu Engine, and Engine #1 Settings in it
+        screen.xdotool("mousemove", *place, "click", 1)
+        time.sleep(1)
+    screen.xdotool("mousemove", 13, 67, "click", 1)                 # Repeats
+    screen.xdotool("mousemove", 250, 42, "click", "--repeat", 3, 1, "type", "0.7")
+    screen.xdotool("mousemove", 650, 353, "click", 1)               # OK
+    heard = ("setoption name Repeats value true", "setoption name Temperature value 0.7")
+    wait_for(lambda: all(map(xboard.heard, heard)), 10, "the options of the dialog")
+    xboard.play(window, "c2c4")
+    wait_for(lambda: len(xboard.heard(r"bestmove \w+\n")) == 2, 20, "an answer after the dialog")
 
 
 def test_a_match_in_xboard(screen, tmp_path):
