@@ -372,8 +372,8 @@ def train_in(
     with StopRequest() as stop, progress:
         while trainer.progress() < 1 and not stop:
             moved = trainer.step()
-            regret = {} if row.get("regret_greedy") is None else dict(regret=f"{row['regret_greedy']:.4f}")
-            progress.set_postfix(loss=f"{moved['loss']:.3f}", **regret, refresh=False)
+            known = dict(loss=moved["loss"], regret=row.get("regret_greedy"))
+            progress.set_postfix({k: f"{v:.4f}" for k, v in known.items() if v is not None}, refresh=False)
             progress.update()
             if trainer.done % cfg.eval_every and trainer.progress() < 1: continue
             row = check(trainer, held, moved, folder)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from tqdm import tqdm
 
 import grpo_chess.pretrain as pretrain
 from grpo_chess.checkpoint import CheckpointError
@@ -81,6 +82,13 @@ def test_it_learns_and_keeps_the_best(labels, tmp_path):
     assert json.loads(about["measured"]) == best and json.loads(about["labels"])["seed"] == 0
     assert json.loads(about["trained"])["lr"] == 3e-3
     assert Path(cfg.out).stat().st_size < 1e6
+
+def test_the_bar_shows_no_regret_before_one_was_measured(labels, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(tqdm, "set_postfix", lambda bar, row, refresh: shown.append(row))
+    train(config(labels, tmp_path, steps=4, eval_every=2), quiet=True)
+    assert [sorted(row) for row in shown] == [["loss"]]*2 + [["loss", "regret"]]*2
+    assert all(math.isfinite(float(x)) for row in shown for x in row.values())
 
 def test_a_checkpoint_of_something_else_is_refused(labels, tmp_path):
     cfg = config(labels, tmp_path, steps=4, eval_every=2)

@@ -221,7 +221,8 @@ def match_after_match(folder):
 def memory(tally, folder, n):
     "So many seconds of training, and beside it of matches: memory, handles and children of each process."
     fresh(folder)
-    args = [*RUN, "--trainer.steps", "100000000", "--minutes", str(n / 60 + 60), "--trainer.checkpoint_every", "50"]
+    steps = ["--trainer.steps", "100000000", "--minutes", str(n / 60 + 60), "--trainer.checkpoint_every", "10"]
+    args = [*RUN, *steps, "--sampler.boards", "16", "--sampler.plies", "16"]    # its caches are full after fifty steps
     works = dict(training=lambda: train(*args, "--out", folder, "--name", "x"),
                  matches=lambda: match_after_match(folder))
     pids = {name: begin(work, folder / f".{name}", 10**6) for name, work in works.items()}
