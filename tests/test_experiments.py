@@ -103,7 +103,7 @@ def test_what_a_checkpoint_is_worth_is_its_average_where_it_has_one(tmp_path):
 @pytest.mark.parametrize("script", sorted(p.name for p in RUN.parent.glob("*.py")))
 def test_every_script_still_loads_and_says_what_it_needs(script, tmp_path):
     "Most of them run for an hour, and no notebook runs them: they must not fall behind the package."
-    needs = script in ("grid.py", "heldout.py", "starts.py", "strength.py", "supervised.py")
+    needs = script in ("grid.py", "heldout.py", "seen.py", "starts.py", "strength.py", "supervised.py")
     name = "__main__" if needs else "loaded"
     load = (
         f"import sys, runpy; sys.path.insert(0, {str(RUN.parent)!r}); sys.argv = [{script!r}]; "

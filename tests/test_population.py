@@ -2,14 +2,20 @@
 
 import importlib.util
 import io
+import json
 import sys
 from pathlib import Path
 
 import chess.pgn
+import numpy as np
 import pyarrow.parquet
 import pytest
+from made_up import folder_of
 
+from grpo_chess.board import tokens
+from grpo_chess.labels import read_manifest, read_shard
 from grpo_chess.pretrain import main as pretrain
+from grpo_chess.train import main as train
 
 FOLDER = Path(__file__).resolve().parent.parent / "nbs/experiments"
 
@@ -78,7 +84,41 @@ def test_what_is_stored_of_weights_has_no_folder_of_a_machine_and_the_start_is_c
     assert opponents.short("tiny") == "tiny"
     labels = opponents.read_labels(opponents.HELD_OUT)[:60]
     monkeypatch.setattr(opponents, "read_labels", lambda _: labels)
-    start, better = opponents.regrets(["imitator", "tiny"], None)
+    (start, better), each = opponents.regrets(["imitator", "tiny"], None)
+    assert [*each] == ["imitator", "tiny"] and each["tiny"].mean() == pytest.approx(better["greedy"], abs=1e-5)
     assert (start["change"], start["half"], start["positions"]) == (0, 0, 60)
     assert better["change"] == pytest.approx(better["greedy"] - start["greedy"], abs=2e-5) and better["half"] > 0
     assert better["sampled"] < start["sampled"] and all(r["greedy"] < r["sampled"] for r in (start, better))
+
+
+def test_the_regret_of_each_position_stands_beside_its_value():
+    opponents = experiment("opponents")
+    held = [json.loads(line) for line in opponents.HELD_OUT.read_text().splitlines()]
+    held = [row for row in held if "fen" in row]
+    found = dict(one=np.arange(len(held)) / 7, two=np.zeros(len(held)))
+    rows = opponents.positions(found)
+    assert len(rows) == len(held) and rows[5]["best"] == max(held[5]["moves"].values())
+    assert rows[5] == dict(best=rows[5]["best"], one=round(5 / 7, 5), two=0)
+    with pytest.raises(ValueError, match="shorter"):
+        opponents.positions(dict(one=found["one"][:9]))
+
+
+def test_what_a_run_and_labels_held(tmp_path, monkeypatch):
+    "The lead in the positions of a run's memory and of labels; the shard that is held out does not count."
+    seen = experiment("seen")
+    boards = [chess.Board(), chess.Board("4k3/8/8/8/8/8/8/Q3K3 b - - 0 1"), chess.Board("4k3/pp6/8/8/8/8/8/4K3 b - - 0 1")]
+    assert [seen.lead(row) for row in tokens(boards)] == [0, 9, 2]
+    folder = folder_of(tmp_path / "labels", 3)
+    shards = [shard["name"] for shard in read_manifest(folder)["shards"]]
+    held = seen.parts(folder)
+    assert len(held) == 2 and np.array_equal(held[0], read_shard(folder / shards[1]).tokens)
+    small = ["--trainer.collect", "0", "--sampler.boards", "2", "--sampler.plies", "4", "--trainer.steps", "3"]
+    other = ["--match.games", "0", "--reward.judge", "material", "--positions.window_cp", "0", "--accelerator", "cpu"]
+    assert not train([*small, *other, "--out", str(tmp_path), "--name", "run"])
+    memory = seen.parts(tmp_path / "run")
+    assert [part.shape[1:] for part in memory] == [(65,)] * 3 and 0 < len(memory[0]) <= 8
+    monkeypatch.setattr(sys, "argv", ["seen.py", str(folder), str(tmp_path / "run"), "--out", str(tmp_path / "x.csv")])
+    seen.main()
+    rows = [line.split(",") for line in (tmp_path / "x.csv").read_text().splitlines()[1:]]
+    assert [row[0] for row in rows] == ["labels"] * 4 + ["run"] * 4
+    assert all(sum(float(row[3]) for row in part) == pytest.approx(1, abs=1e-3) for part in (rows[:4], rows[4:]))

@@ -3,13 +3,15 @@
     .ci/setup opponents
     python nbs/experiments/opponents.py imitator runs/x/model.safetensors --games 200 --out data/opponents.csv
     python nbs/experiments/opponents.py imitator runs/x/model.safetensors --regret data/imitator_regret.csv
+    python nbs/experiments/opponents.py imitator runs/x/model.safetensors --regret regret.csv --each where.csv
     python nbs/experiments/opponents.py imitator runs/x/model.safetensors --regret regret.csv --labels LABELS
     python nbs/experiments/opponents.py imitator tiny --ends data/won_draws.csv
     python nbs/experiments/opponents.py imitator runs/x/model.safetensors --imitated --games 100 --pairs met.json
 
 The second command plays nothing: it measures what each policy gives away on held-out positions, and the difference to
-the start with the interval over the positions, which are shared. The third does so on labels that were made for it, of
-which there can be as many as a small difference needs. The fourth counts how games end against two other opponents,
+the start with the interval over the positions, which are shared. The third keeps the regret in each position too. The
+fourth does so on labels that were made for it, of which there can be as many as a small difference needs. The fifth
+counts how games end against two other opponents,
 which are not of the panel, and which draws were won positions: four pawns ahead, by material. The last meets those whom
 `imitator` imitated, in place of the panel.
 
@@ -101,18 +103,27 @@ def given_away(policy: Policy, folder: Path | None) -> tuple[np.ndarray, float, 
     return known, (known == 0).mean(), np.nanmean(np.concatenate(sampled))
 
 
-def regrets(weights: list[str], folder: Path | None) -> list[dict]:
-    "What the most likely move and a sampled one give away, and the change of the former against the first weights."
-    rows, start = [], None
+def regrets(weights: list[str], folder: Path | None) -> tuple[list[dict], dict[str, np.ndarray]]:
+    "What the most likely move and a sampled one give away, and the change of the former against the first; of each."
+    rows, start, found = [], None, {}
     for name in weights:
         each, best, sampled = given_away(Policy(load_player_model(name)), folder)
+        found[short(name)] = each
         start = each if start is None else start
         change = each - start
         half = 1.96 * change.std(ddof=1) / len(change) ** 0.5
         row = dict(greedy=each.mean(), best=best, sampled=sampled, change=change.mean(), half=half)
         rows.append(dict(weights=short(name), positions=len(each)) | {k: round(float(v), 5) for k, v in row.items()})
         print(*(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
-    return rows
+    return rows, found
+
+
+def positions(found: dict[str, np.ndarray]) -> list[dict]:
+    "A row for each held-out position: its value in centipawns for the side to move, and what each policy gives away."
+    labelled = (json.loads(line) for line in HELD_OUT.read_text().splitlines())
+    values = [max(row["moves"].values()) for row in labelled if "fen" in row]
+    columns = dict(best=values) | {name: each.round(5) for name, each in found.items()}
+    return [dict(zip(columns, row)) for row in zip(*columns.values(), strict=True)]
 
 
 OTHERS = {
@@ -166,16 +177,22 @@ def main():
     parser.add_argument("--out", type=Path, help="CSV file of the scores")
     parser.add_argument("--pairs", type=Path, help="JSON file of each opening's points, in quarters of two games")
     parser.add_argument("--regret", type=Path, help="CSV file of the regrets; nothing is played")
+    parser.add_argument("--each", type=Path, help="CSV file of the regrets in each position, beside --regret")
     parser.add_argument("--labels", type=Path, help="labels on which the regrets are measured")
     parser.add_argument("--ends", type=Path, help="CSV file of how games end, against two other opponents")
     args = parser.parse_args()
     if unmet := set(args.only or ()) - {*(IMITATED if args.imitated else PANEL)}:
         parser.error(f"{', '.join(unmet)}: with --imitated only those, without it only the panel")
+    if args.each and (args.labels or not args.regret):
+        parser.error("--each goes with --regret, on the held-out positions")
     if args.ends:
         write(args.ends, ends(args.weights, args.games, args.seed))
         return
     if args.regret:
-        write(args.regret, regrets(args.weights, args.labels))
+        rows, each = regrets(args.weights, args.labels)
+        write(args.regret, rows)
+        if args.each:
+            write(args.each, positions(each))
         return
     found, rows, panel = {}, [], IMITATED if args.imitated else PANEL
     for weights in args.weights:
