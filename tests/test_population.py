@@ -106,8 +106,8 @@ def test_the_regret_of_each_position_stands_beside_its_value():
 def test_what_a_run_and_labels_held(tmp_path, monkeypatch):
     "The lead in the positions of a run's memory and of labels; the shard that is held out does not count."
     seen = experiment("seen")
-    boards = [chess.Board(), chess.Board("4k3/8/8/8/8/8/8/Q3K3 b - - 0 1"), chess.Board("4k3/pp6/8/8/8/8/8/4K3 b - - 0 1")]
-    assert [seen.lead(row) for row in tokens(boards)] == [0, 9, 2]
+    fens = (chess.STARTING_FEN, "4k3/8/8/8/8/8/8/Q3K3 b - - 0 1", "4k3/pp6/8/8/8/8/8/4K3 b - - 0 1")
+    assert [seen.lead(row) for row in tokens([*map(chess.Board, fens)])] == [0, 9, 2]
     folder = folder_of(tmp_path / "labels", 3)
     shards = [shard["name"] for shard in read_manifest(folder)["shards"]]
     held = seen.parts(folder)
