@@ -68,7 +68,7 @@ def links(text, inside):
     "Links as Sphinx knows them: headings by their slugs, and the first page, which is README here."
     def slug(found):
         return found.group(1) + "#" + re.sub(r"[^\w-]", "", found.group(2).lower())
-    text = re.sub(r"(\]\([^)\s#]*\.(?:ipynb|md))#([^)\s]+)", slug, text)
+    text = re.sub(r"(\]\((?:[^)\s#]*\.(?:ipynb|md))?)#([^)\s]+)", slug, text)
     text = re.sub(r"\[!\[Open In Colab\]\([^)]*\)\]", "[Open in Colab]", text)      # its picture is not on this machine
     up = "../" * (len(inside.parts) - 1)
     here = "index.ipynb" if inside.parent == Path("nbs") else f"{up}nbs/index.ipynb"
@@ -201,8 +201,12 @@ def main():
         return 2
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else TOP / "_docs"
     write_sources()
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-j", "auto", SOURCE, out]
-    return subprocess.run([*map(str, command)]).returncode
+    built = SOURCE.parent / "site_html"         # myst-nb keeps files of its own beside what it builds
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-j", "auto", SOURCE, built]
+    status = subprocess.run([*map(str, command)]).returncode
+    if not status:
+        shutil.copytree(built, out, dirs_exist_ok=True)
+    return status
 
 
 if __name__ == "__main__":

@@ -34,16 +34,40 @@ def test_directives_are_obeyed_and_gone(source, metadata, want):
 def test_links_keep_their_meaning():
     text = "[a](03_loss.ipynb#What-is-it?) [b](../index.ipynb) [c](index.ipynb) [d](https://x.org/y.md)"
     said = site.links(text, Path("nbs/x.ipynb"))
+    here = site.links("[e](#What-it-is) [g](../README.md#Start)", Path("nbs/x.ipynb"))
+    assert here == "[e](#what-it-is) [g](../README.md#start)"
     assert said == "[a](03_loss.ipynb#what-is-it) [b](../index.ipynb) [c](../index.md) [d](https://x.org/y.md)"
     assert site.links("[f](index.ipynb)", Path("nbs/findings/x.ipynb")) == "[f](index.ipynb)"
+
+
+def prose(path):
+    "Markdown of a page."
+    cells = nbformat.read(path, 4).cells if path.suffix == ".ipynb" else [{"source": path.read_text()}]
+    return "\n\n".join(c["source"] for c in cells if c.get("cell_type", "markdown") == "markdown")
+
+
+def pages_of_the_site():
+    return [p for p in site.tracked() if p.suffix in (".ipynb", ".md") and site.kept(p.relative_to(TOP))]
+
+
+def test_links_to_headings_lead_to_one():
+    "On the site, within a page too; Sphinx says the same, but in a minute and only in `make docs`."
+    def slug(title):
+        plain = re.sub(r"\]\([^)]*\)", "", title).strip()
+        return re.sub(r"[^\w -]", "", plain.lower()).replace(" ", "-")
+    text = {p: site.links(prose(p), p.relative_to(TOP)) for p in pages_of_the_site()}
+    headings = {p: {slug(title) for title in re.findall(r"^#+ (.+)$", t, re.M)} for p, t in text.items()}
+    found = [(p, *link) for p, t in text.items() for link in re.findall(r"\]\((?!https?:)([^)\s#]*)#([^)\s]+)\)", t)]
+    lost = [(p.name, to, name) for p, to, name in found
+            if name not in headings.get((p.parent / to).resolve() if to else p, {name})]
+    assert len(found) > 20 and any(not to for _, to, _ in found) and not lost
 
 
 def test_what_pages_lead_to_is_on_the_site():
     "Each link to a file of the repository; Sphinx says the same, but in minutes and only in `make docs`."
     missing = []
-    for path in (p for p in site.tracked() if p.suffix in (".ipynb", ".md") and site.kept(p.relative_to(TOP))):
-        cells = nbformat.read(path, 4).cells if path.suffix == ".ipynb" else [{"source": path.read_text()}]
-        text = "\n".join(c["source"] for c in cells if c.get("cell_type", "markdown") == "markdown")
+    for path in pages_of_the_site():
+        text = prose(path)
         for link in re.findall(r"\]\((?!https?:|#|mailto:|data:)([^)\s#]+)", text):
             to = (path.parent / link).resolve()
             if to.is_file() and not site.kept(to.relative_to(TOP)):
