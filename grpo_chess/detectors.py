@@ -200,14 +200,15 @@ def flat_reward(history:History)->Finding|None:
     if len(steps) > 4 and not np.ptp(values): return None       # a constant is another fault
     scatter = float(np.std(np.diff(values)))/math.sqrt(2) if len(values) > 2 else math.nan
     low, high, mid = (x*trend.span for x in (trend.low, trend.high, trend.slope))
-    if not math.isfinite(high - low): return None               # so few steps say nothing
+    if not math.isfinite(high - low) and trend.span < 20: return None       # so few steps say nothing; few windows may
+    finite_high = high if math.isfinite(high) else max(0., *(abs(values - values[0])))
     word = "reward" if name == "train/avg_reward" else "negative regret"
     shown = f"Over {trend.span:.0f} steps the {word} changes by {mid:.3g}, interval [{low:.3g}, {high:.3g}]"
     where, told = (int(steps[0]), int(steps[-1])), dict(change=mid, low=low, high=high, scatter=scatter)
     long, sure = trend.span >= 200, reward_trend(history, z=OFTEN)
     if sure is not None and sure.falls and -mid > .5*scatter and len(steps) >= 20:
         return Finding("reward_falls", "warning", .8, shown + ".", where, told, (name, "entropy"))
-    if high > .5*scatter and not (len(steps) < 10 and low < 0 < high): return None
+    if finite_high > max(.5*scatter, 0.) and not (len(steps) < 10 and low < 0 < high): return None
     if trend.falls and not long: return Finding("reward_falls", "note", .5, shown + ".", where, told, (name, "entropy"))
     return Finding("flat_reward", "warning" if long else "note", .7 if len(steps) >= 20 else .5,
                    f"{shown}; one step differs from the next by {scatter:.2g}.", where, told, (name, "kl_step"))

@@ -267,7 +267,8 @@ def reward_line(history:History)->Finding|None:
     change, low, high = (x*trend.span for x in (trend.slope, trend.low, trend.high))
     steps, word = history.finite(name)[0], "negative regret" if name == "expected_regret" else "reward"
     span = steps[-1] - steps[0]
-    says = f"Over {span:.0f} steps the {word} changes by {change:+.3g}, interval [{low:+.3g}, {high:+.3g}]"
+    known = f"interval [{low:+.3g}, {high:+.3g}]" if math.isfinite(high - low) else "too few values for an interval"
+    says = f"Over {span:.0f} steps the {word} changes by {change:+.3g}, {known}"
     where, told = (int(steps[0]), int(steps[-1])), dict(change=change, low=low, high=high)
     if trend.rises: return Finding("reward_rises", "healthy", .95, says + ".", where, told, (name,))
     return Finding("reward_unclear", "note", .5, f"{says}: neither a rise nor a fall is shown.", where, told, (name,))

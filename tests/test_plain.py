@@ -261,6 +261,13 @@ def test_every_report_says_something_of_the_reward(steps, shape):
         assert len(said & set(names)) == 1, (seed, names)
 
 
+@pytest.mark.parametrize("steps", (3, 4))
+def test_a_few_steps_have_no_trend(steps):
+    for seed in range(5):
+        found = diagnose(log({"reward": noise}, steps, seed))
+        assert not {"flat_reward", "reward_falls"} & set(found.names()) and "inf]" not in as_markdown(found)
+
+
 def filling(k, learns):
     return {"step": k, "lr": learns*1e-3, "updates": learns*49, "seconds": 1 + 4*learns, "grad_norm": 1.,
             "approx_kl": learns*(.1 + .0015*k), "ratio_error": 0., "entropy": 2.5 - .5*learns}
