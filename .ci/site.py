@@ -20,6 +20,7 @@ CONF = """project, author, language = "grpo_chess", "The grpo_chess authors", "e
 extensions, html_theme = ["myst_nb"], "furo"
 html_title, html_static_path, html_copy_source = "grpo_chess", ["_static"], False
 nb_execution_mode, nb_merge_streams = "off", True
+nb_render_markdown_format = "gfm"       # tables in outputs; the default has none
 myst_enable_extensions, myst_heading_anchors = ["dollarmath", "amsmath", "deflist", "html_image"], 4
 mathjax_path = "mathjax.js"
 html_css_files = ["site.css"]
