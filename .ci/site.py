@@ -195,8 +195,14 @@ def write_sources():
     (SOURCE / "conf.py").write_text(CONF)
 
 
+def raw_tables(html):
+    "Lines of a table that stand on a page as their Markdown, code aside."
+    seen = re.sub(r"<(pre|script|code)\b.*?</\1>", "", html, flags=re.S)
+    return re.findall(r"^.*\|\s*:?-{3,}:?\s*\|.*$", seen, re.M)
+
+
 def main():
-    "Build; 2 where something is missing."
+    "Build; 2 where something is missing, 1 where a page is not as it should be."
     if not MATHJAX.exists():
         print("error: MathJax is not here: type  .ci/setup docs  once, with a network", file=sys.stderr)
         return 2
@@ -205,9 +211,13 @@ def main():
     built = SOURCE.parent / "site_html"         # myst-nb keeps files of its own beside what it builds
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-j", "auto", SOURCE, built]
     status = subprocess.run([*map(str, command)]).returncode
+    raw = {page.relative_to(built): raw_tables(page.read_text()) for page in sorted(built.rglob("*.html"))}
+    for page, lines in raw.items():
+        for line in lines:
+            print(f"error: {page}: a table that is not drawn as one: {line[:80]}", file=sys.stderr)
     if not status:
         shutil.copytree(built, out, dirs_exist_ok=True)
-    return status
+    return status or int(any(raw.values()))
 
 
 if __name__ == "__main__":

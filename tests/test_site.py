@@ -80,6 +80,13 @@ def test_the_glossary_is_a_list_of_every_metric():
     assert all(f"`{name}`\n: " in text for name in METRICS) and "Elsewhere: `reward`" in text
 
 
+def test_a_table_that_is_not_drawn_as_one_ends_the_build_in_red():
+    "myst-nb's default for what cells print knows no tables: they stood as raw pipes on the site, and no one looked."
+    table = "| a | b |\n|---|:---:|\n| 1 | 2 |"
+    assert site.raw_tables(f"<p>{table}</p>") == ["|---|:---:|"]
+    assert not site.raw_tables(f"<pre>{table}</pre><table><tr><td>1</td></tr></table><p>a --- b | c</p>")
+
+
 def test_the_api_shows_shapes_and_units():
     text = site.api_page(TOP / "grpo_chess/model.py")
     assert "## MoveDist" in text and "# [N, 65] integer" in text and "### MoveDist.entropy" in text

@@ -334,9 +334,12 @@ def test_a_run_without_a_checkpoint_begins_again(finished, tmp_path, capsys):
 def test_a_long_run_keeps_its_rows_on_the_disk(tmp_path, monkeypatch):
     "The report reads every so-manyth of them, with the plies and the seconds of those between."
     monkeypatch.setattr(train, "LONG", 5)
-    result = run(parse([*TINY, "--trainer.steps", "12", "--out", str(tmp_path), "--name", "l"])[0], quiet=True)
+    held, left = [], train.steps_left
+    monkeypatch.setattr(train, "steps_left", lambda ends, limit: (held.append(len(ends)), left(ends, limit))[1])
+    result = run(parse([*TINY, "--trainer.steps", "15", "--out", str(tmp_path), "--name", "l"])[0], quiet=True)
     every = read_metrics(tmp_path/"l/metrics.jsonl")
-    assert len(every) == 12 and [r["step"] for r in result.rows] == [0, 3, 6, 9]
+    assert len(every) == 15 and [r["step"] for r in result.rows] == [0, 3, 6, 9, 12]
+    assert len(held) >= 15 and max(held) == 11                  # times of steps: not one more for every step
     assert sum(r["plies"] for r in result.rows) == sum(r["plies"] for r in every)
     monkeypatch.setattr(train, "FEW", 4)
     log = train.Log(tmp_path/"l", preset(), 12)
