@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 # Threads that wait spin for a moment, then sleep. Beside a busy process that is several times as fast as libgomp's own
 # choice (benchmarks/threads.py measures it). libgomp reads it when torch is loaded, hence here, before other imports.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# oneDNN remembers 1,024 kernels, one for every shape that it met, 250 MB once it is full: batches here seldom have the
+# same shape again. A pass in bfloat16 needs twenty, the small batches of a rollout some two hundred.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 _DOOR = dict(preset="config", presets="config", run="train", load="front", match="front", play_board="widget",
              view_group="widget")       # name -> module

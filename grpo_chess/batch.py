@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'PATIENCE', 'PART', 'MAX_LEGAL', 'POWERS', 'cpu_has_bf16', 'choose_precision', 'keep_memory',
-           'make_fabric', 'hands', 'SideBySide', 'InPrecision', 'gather_boards', 'sum_of_all', 'mean_of_all',
-           'sum_gradients', 'Batch', 'reward_stats', 'judge_rollout', 'mean_over_visits', 'all_move_advantage',
-           'judge_moves', 'all_move_stats', 'Seen', 'look', 'forward_sampled', 'forward_all', 'micro_batches',
-           'board_parts', 'clip', 'drop_update', 'some_positions', 'movement', 'measure', 'tempered_gap']
+           'release_memory', 'make_fabric', 'hands', 'SideBySide', 'InPrecision', 'gather_boards', 'sum_of_all',
+           'mean_of_all', 'sum_gradients', 'Batch', 'reward_stats', 'judge_rollout', 'mean_over_visits',
+           'all_move_advantage', 'judge_moves', 'all_move_stats', 'Seen', 'look', 'forward_sampled', 'forward_all',
+           'micro_batches', 'board_parts', 'clip', 'drop_update', 'some_positions', 'movement', 'measure',
+           'tempered_gap']
 
 # %% ../nbs/07_batch.ipynb #411a8882
 import contextlib
@@ -61,6 +62,11 @@ def keep_memory()->None:
     with contextlib.suppress(OSError, AttributeError, TypeError):      # it is another C library
         for name, size in ((-3, 32 << 20), (-1, 1 << 30)):             # what counts as large; what is kept at the top
             ctypes.CDLL(None).mallopt(name, size)
+
+def release_memory()->None:
+    "Return what is free by now to the system: kept for ever, it creeps up, as no two batches have the same size."
+    with contextlib.suppress(OSError, AttributeError, TypeError):      # it is another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 def make_fabric(
     precision:str="auto",     # one of PRECISIONS

@@ -37,7 +37,7 @@ __all__ = ['USER_ERRORS', 'FEW', 'LONG', 'RunError', 'GuardStop', 'Own', 'needs_
            'work', 'main']
 
 # %% ../nbs/11_train.ipynb #f117001b
-from .batch import make_fabric
+from .batch import make_fabric, release_memory
 from .board import PositionError
 from .checkpoint import (
     CheckpointError, checkpoints, load_checkpoint, read_weights, save_checkpoint, save_weights, weight_bytes)
@@ -323,8 +323,9 @@ def train_loop(
             told, late, left = agree(fabric, bool(stop), ends[-1] > limit, -steps_left(ends, limit))
             last = told or late or trainer.aborted or trainer.done == steps
             panel.show(log.rows, bool(last))
-            if folder and (last or trainer.done % cfg.trainer.checkpoint_every == 0):
-                log.checkpoint(save_checkpoint(trainer, folder/"checkpoint"), trainer, bool(last))
+            if last or trainer.done % cfg.trainer.checkpoint_every == 0:
+                if folder: log.checkpoint(save_checkpoint(trainer, folder/"checkpoint"), trainer, bool(last))
+                release_memory()
     return why_ended(trainer, cfg, folder, bool(told), bool(late))
 
 # %% ../nbs/11_train.ipynb #f117001c

@@ -1,6 +1,8 @@
 "From a rollout to the loss: precision, advantages of sampled and of all moves, micro-batches."
 import math
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import chess
@@ -190,6 +192,16 @@ def test_torch_keeps_to_the_quota_of_a_container(cores, monkeypatch):
         monkeypatch.setattr(batch, "usable_cores", lambda quota=quota: quota)
         make_fabric("32-true", "cpu")
         assert torch.get_num_threads() == threads
+
+def test_memory_that_is_free_is_kept_until_it_is_released():
+    "In a process of its own: 128 MB in pieces, every other of which is freed, between others that stay."
+    code = ("from pathlib import Path\nfrom grpo_chess.batch import keep_memory, release_memory\n"
+            "def held(): return int(Path('/proc/self/statm').read_text().split()[1])*4096/1e6\n"
+            "keep_memory()\npieces = [b'x'*2**16 for _ in range(2000)]\n"
+            "full = held()\ndel pieces[::2]\nfreed = held()\nrelease_memory()\nprint(full - freed, freed - held())\n")
+    kept, given_back = map(float, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                                                 check=True).stdout.split())
+    assert kept < 5 and 50 < given_back < 80
 
 def passes(t, cores, n, positions=96):
     "Sizes of the batches that reach the network, and the threads that torch uses there."

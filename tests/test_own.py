@@ -193,14 +193,15 @@ def test_a_run_of_ones_own_needs_no_engine(tmp_path, monkeypatch):
 
 def test_the_front_door_is_light_and_names_what_it_has():
     code = ("import sys, os\nimport grpo_chess\nassert 'torch' not in sys.modules and 'chess' not in sys.modules\n"
-            "print(os.environ['GOMP_SPINCOUNT'], [n for n in dir(grpo_chess) if not n.startswith('_')])\n"
+            "print(os.environ['GOMP_SPINCOUNT'], os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'],\n"
+            "      [n for n in dir(grpo_chess) if not n.startswith('_')])\n"
             "from grpo_chess import preset, run, load, match\n")
-    env = {k: v for k, v in ENV.items() if k != "GOMP_SPINCOUNT"}
+    env = {k: v for k, v in ENV.items() if not k.startswith(("GOMP_", "ONEDNN_"))}
     said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
-    assert said.startswith("1000 ") and all(f"'{n}'" in said for n in ("preset", "run", "load", "match"))
-    env["GOMP_SPINCOUNT"] = "7"                                               # set by hand
+    assert said.startswith("1000 256 ") and all(f"'{n}'" in said for n in ("preset", "run", "load", "match"))
+    env |= dict(GOMP_SPINCOUNT="7", ONEDNN_PRIMITIVE_CACHE_CAPACITY="99")     # set by hand
     said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
-    assert said.startswith("7 ")
+    assert said.startswith("7 99 ")
     with pytest.raises(AttributeError, match="front door has preset"): grpo_chess.trian
 
 def test_the_environment_that_make_builds_sets_it_before_torch_is_loaded(tmp_path):
