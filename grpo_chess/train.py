@@ -309,8 +309,7 @@ def train_loop(
     limit, ends = begun + 60*minutes if minutes else math.inf, ends_before(time.monotonic(), log.rows)
     bar = TimeBar(steps, trainer.done, begun, limit, disable=quiet or not folder, file=bar_file())
     panel = LivePanel(folder.name if folder else "", in_notebook() and folder is not None and not quiet)
-    late, left = agree(fabric, trainer.elapsed > 60*minutes > 0, -steps_left(ends, limit))
-    told = 0.
+    told, late, left = agree(fabric, False, trainer.elapsed > 60*minutes > 0, -steps_left(ends, limit))
     with StopRequest() as stop, bar:
         while trainer.done < steps and not (told or late or trainer.aborted):
             trainer.steps_left = -left                  # of the process that has the least time: all have one schedule
