@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 
@@ -17,18 +19,19 @@ MATHJAX = Path(sys.prefix) / "share/mathjax/tex-svg.js"
 SOURCE = TOP / "_proc/site"
 KEPT = (".md", ".png", ".svg", ".yaml", ".csv", ".py", ".json", ".jsonl", ".sh", ".ini")
 CONF = """project, author, language = "grpo_chess", "The grpo_chess authors", "en"
+html_show_copyright = False
 extensions, html_theme = ["myst_nb"], "furo"
 html_title, html_static_path, html_copy_source = "grpo_chess", ["_static"], False
 nb_execution_mode, nb_merge_streams = "off", True
-nb_render_markdown_format = "gfm"       # tables in outputs; the default has none
+nb_render_markdown_format = "myst"      # tables in outputs, and links that are looked at; the default has neither
 myst_enable_extensions, myst_heading_anchors = ["dollarmath", "amsmath", "deflist", "html_image"], 4
 mathjax_path = "mathjax.js"
 html_css_files = ["site.css"]
 pygments_dark_style = "monokai"
 suppress_warnings = ["misc.highlighting_failure", "mystnb.unknown_mime_type", "myst.header"]
 """
-# A figure is drawn on white, a wide table scrolls by itself instead of widening the page, and the pictures of the first
-# page's table keep a size at which they can be read.
+# Most lines of code fit where a screen is wide. A figure is drawn on white, a wide table scrolls by itself instead of
+# widening the page, and the pictures of the first page's table keep a size at which they can be read.
 CSS = """
 div.cell_output img { background: #fff; border-radius: 4px; max-width: 100%; }
 article td img { max-width: none; width: min(280px, 40vw) !important; background: #fff; }
@@ -36,6 +39,9 @@ article table { display: block; overflow-x: auto; width: max-content; max-width:
 div.cell_output pre, div.cell_input pre { overflow-x: auto; }
 mjx-container { overflow-x: auto; overflow-y: hidden; max-width: 100%; }
 dl dt { margin-top: .6em; }
+div.highlight pre { font-size: .75rem; }
+@media (min-width: 86em) { .content { width: calc(50vw + 7em); } }
+@media (min-width: 97em) { .content { width: min(58em, calc(50vw + 8em)); } }
 """
 PARTS = ("nbs", "research_docs", "benchmarks", "examples")
 
@@ -198,7 +204,14 @@ def write_sources():
 def raw_tables(html):
     "Lines of a table that stand on a page as their Markdown, code aside."
     seen = re.sub(r"<(pre|script|code)\b.*?</\1>", "", html, flags=re.S)
-    return re.findall(r"^.*\|\s*:?-{3,}:?\s*\|.*$", seen, re.M)
+    return [f"a table that is not drawn: {line[:80]}" for line in re.findall(r"^.*\|\s*:?-{3,}:?\s*\|.*$", seen, re.M)]
+
+
+def lost_links(html, folder):
+    "Links and pictures of a page in a folder that lead to no file of the site."
+    found = re.findall(r"""<(?:a|img|link|script)\b[^>]*?\s(?:href|src)="([^"#?]+)""", html)
+    local = {unquote(unescape(to)) for to in found if not re.match(r"\w+:|//", to)}
+    return [f"a link that leads nowhere: {to}" for to in sorted(local) if not (folder / to).is_file()]
 
 
 def main():
@@ -209,15 +222,18 @@ def main():
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else TOP / "_docs"
     write_sources()
     built = SOURCE.parent / "site_html"         # myst-nb keeps files of its own beside what it builds
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-j", "auto", SOURCE, built]
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-j", "auto"]
+    command += ["-d", SOURCE.parent / "doctrees", SOURCE, built]
     status = subprocess.run([*map(str, command)]).returncode
-    raw = {page.relative_to(built): raw_tables(page.read_text()) for page in sorted(built.rglob("*.html"))}
-    for page, lines in raw.items():
-        for line in lines:
-            print(f"error: {page}: a table that is not drawn as one: {line[:80]}", file=sys.stderr)
+    wrong = []
+    for page in built.rglob("*.html"):
+        html = page.read_text()
+        wrong += [f"{page.relative_to(built)}: {line}" for line in raw_tables(html) + lost_links(html, page.parent)]
+    for line in sorted(wrong):
+        print("error:", line, file=sys.stderr)
     if not status:
         shutil.copytree(built, out, dirs_exist_ok=True)
-    return status or int(any(raw.values()))
+    return status or int(bool(wrong))
 
 
 if __name__ == "__main__":

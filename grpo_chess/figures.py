@@ -242,8 +242,9 @@ def findings_table(
 
 # %% ../nbs/00_figures.ipynb #f77547bc
 def claims_table(
-    *names:str,    # pages of nbs/findings
-):                 # IPython Markdown
+    *names:str,             # pages of nbs/findings
+    folder:str="",          # where they are, seen from the page that shows the table: "findings/", ...
+):                          # IPython Markdown
     "Findings as a table: title and claim, both from the first cell of their pages."
     from IPython.display import Markdown
     rows = ["| finding | the claim |", "|---|---|"]
@@ -252,5 +253,5 @@ def claims_table(
         if not path.exists(): raise ValueError(f"there is no page nbs/findings/{name}.ipynb")
         page = json.loads(path.read_text(encoding="utf-8"))
         title, claim = (s.strip("#> \n") for s in "".join(page["cells"][0]["source"]).split("\n\n")[:2])
-        rows.append(f"| [{title}]({name}.ipynb) | {' '.join(claim.split())} |")
+        rows.append(f"| [{title}]({folder}{name}.ipynb) | {' '.join(claim.split())} |")
     return Markdown("\n".join(rows))

@@ -83,8 +83,17 @@ def test_the_glossary_is_a_list_of_every_metric():
 def test_a_table_that_is_not_drawn_as_one_ends_the_build_in_red():
     "myst-nb's default for what cells print knows no tables: they stood as raw pipes on the site, and no one looked."
     table = "| a | b |\n|---|:---:|\n| 1 | 2 |"
-    assert site.raw_tables(f"<p>{table}</p>") == ["|---|:---:|"]
+    assert site.raw_tables(f"<p>{table}</p>") == ["a table that is not drawn: |---|:---:|"]
     assert not site.raw_tables(f"<pre>{table}</pre><table><tr><td>1</td></tr></table><p>a --- b | c</p>")
+
+
+def test_a_link_that_leads_nowhere_ends_the_build_in_red(tmp_path):
+    "Sphinx looks at those of the text, and not at those of every output."
+    (tmp_path / "a b.html").touch()
+    html = '<a class="x" href="{}">y</a><img alt="" src="z.png?v=1"><a href="#here"></a><a href="https://x.org/q.html"></a>'
+    assert not site.lost_links(html.format("a%20b.html#there").replace("z.png", "a b.html"), tmp_path)
+    lost = site.lost_links(html.format("c.ipynb"), tmp_path)
+    assert lost == ["a link that leads nowhere: c.ipynb", "a link that leads nowhere: z.png"]
 
 
 def test_the_api_shows_shapes_and_units():
