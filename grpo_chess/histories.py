@@ -24,6 +24,7 @@ from .panel import FOREIGN, METRICS, names_of
 from .settings import ConfigError, PlainLoader, flatten, one_line
 from .tracking import SERVICE, HistoryError
 from .tracking import read_history as read_tracked
+from .tracking import read_parts
 
 # %% ../nbs/10_histories.ipynb #8a5c427e
 MOST = 300_000_000       # bytes of a log: more is not read into memory
@@ -267,6 +268,7 @@ def find_logs(folder:Path)->list[Path]:
 def read_log(
     log:Path,
     run:str="",      # of several in it
+    parts:Iterable[Path]=(),              # W&B's files of the same run: each process that resumed it has left one
 )->tuple[list[dict], dict[str, Any]]:     # rows, settings
     "A file, by its suffix, and the settings beside it."
     config:dict[str, Any] = {}
@@ -279,7 +281,7 @@ def read_log(
         return rows, config | told
     if run: chosen([], run, log)
     if log.suffix == ".wandb":
-        tracked = read_tracked(log)
+        tracked = read_parts([log, *parts])
         return tracked.rows, config | tracked.config
     return read_jsonl(log) if log.suffix == ".jsonl" or text_of(log)[:1] == "{" else read_console(log), config
 
@@ -298,12 +300,13 @@ def read_history(
         path = path.with_name(name or "#")
     if not path.exists(): raise HistoryError(f"there is no {path}; a run at W&B is named wandb:ENTITY/PROJECT/RUN")
     logs = find_logs(path) if path.is_dir() else [path]
-    rows, config = read_log(logs[0], run)
+    rows, config = read_log(logs[0], run, [x for x in logs[1:] if x.suffix == ".wandb" and x.name == logs[0].name])
     if not rows: raise HistoryError(f"{logs[0]}: no row in it")
     name = path.resolve().name if path.is_dir() else path.stem + f"#{run}"*bool(run)
     if name in ("metrics", "trainer_state"): name = path.resolve().parent.name      # every run has a file of that name
     try: history = as_history(rows, config, name, names)
     except HistoryError as e: raise HistoryError(f"{logs[0]}: {one_line(e)}") from None
     base = path if path.is_dir() else path.parent
-    history.source, history.others = str(logs[0].relative_to(base)), [str(x.relative_to(base)) for x in logs[1:]]
+    history.source = str(logs[0].relative_to(base))
+    history.others = [str(x.relative_to(base)) for x in logs[1:] if x.suffix != ".wandb" or x.name != logs[0].name]
     return history

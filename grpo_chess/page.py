@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
@@ -26,7 +27,7 @@ from .matches import Game, MatchResult
 from .panel import METRICS, PANEL, draw_instrument
 
 # %% auto #0
-__all__ = ['MEANING', 'web_text', 'piece_drawings', 'game_record', 'sample_games', 'game_caption', 'instrument_title',
+__all__ = ['ENDS', 'MEANING', 'web_text', 'piece_drawings', 'game_record', 'sample_games', 'game_caption', 'instrument_title',
            'instrument_png', 'report_page']
 
 # %% ../nbs/11_page.ipynb #11fa9f76
@@ -56,16 +57,23 @@ def game_record(
     return record
 
 # %% ../nbs/11_page.ipynb #11face56
+ENDS = dict(adjudicated="as the judge sees it", max_plies="at the limit of plies", claimed="by a claim",
+            fifty="by fifty moves without progress", insufficient="by lack of material")
+
 def sample_games(
     matches:Mapping[str, MatchResult],
     most:int=4,
 )->list[tuple[str, tuple[str, str], Game]]:     # what the match is called, its players, a game
-    "Games 0, 3, 6, 9 of the matches in turn: other openings, and both colours."
-    found = {}
+    "One of each match in turn, by their numbers: other openings and both colours, where there are enough."
+    found, seen = {}, Counter[tuple]()
     shown = [(title, match) for title, match in matches.items() if not title.startswith("old against ")]
     for k in range(most if shown else 0):
         title, match = shown[k % len(shown)]
-        game = sorted(match.games, key=lambda g: g.number)[3*k % len(match.games)]
+        def shown_before(g, title=title):
+            "What the choice goes by, in this order."
+            return [(title, "game", g.number), ("opening", g.pair), (title, "side", g.a_white), ("side", g.a_white)]
+        game = min(match.games, key=lambda g: [*(seen[x] for x in shown_before(g)), g.number])
+        seen.update(shown_before(game))
         found[title, game.number] = (title, match.names, game)
     return list(found.values())
 
@@ -78,7 +86,7 @@ def game_caption(
     white, black = names if game.a_white else names[::-1]
     score = .5 if game.score is None else game.score if game.a_white else 1 - game.score
     result = {1.: "1-0", .5: "½-½", 0.: "0-1"}[score]
-    return f"{title}: {white} (White) against {black}, {result} by {game.reason.replace('_', ' ')}"
+    return f"{title}: {white} (White) against {black}, {result} {ENDS.get(game.reason, f'by {game.reason}')}"
 
 # %% ../nbs/11_page.ipynb #11faed99
 MEANING = {

@@ -244,7 +244,9 @@ def draw_line(
     if not measured.any(): return
     steps, y = steps[measured], y[measured]
     many, label = len(y) > 2*mean_of, key.removeprefix("train/")
-    ax.plot(steps, y, lw=.8, alpha=.35 if many else 1., color=color, label=None if many else label)
+    few = len(y) < 4                                               # a line of one point would not be seen
+    ax.plot(steps, y, lw=.8, marker="o" if few else "", ms=3, alpha=.35 if many else 1., color=color,
+            label=None if many else label)
     if many:
         bold = np.convolve(y, np.ones(mean_of)/mean_of, "valid")
         ax.plot(steps[mean_of-1:], bold, lw=1.6, color=color, label=label)

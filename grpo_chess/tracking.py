@@ -34,7 +34,7 @@ from .settings import ConfigError, flatten, one_line, run_command
 
 # %% auto #0
 __all__ = ['BLOCK', 'PIECE', 'WHOLE', 'LAST', 'SERVICE', 'DASHBOARD', 'PANEL_EVERY', 'WEIGHTS_EVERY', 'HistoryError', 'History',
-           'read_records', 'import_wandb', 'parsed_records', 'value_of', 'read_file', 'run_files', 'read_offline',
+           'read_records', 'import_wandb', 'parsed_records', 'value_of', 'read_file', 'run_files', 'read_parts',
            'logged_in', 'read_service', 'read_history', 'wait_for_end', 'for_dashboards', 'group_games',
            'group_picture', 'harmless', 'begin', 'panel_picture', 'Logged', 'Tracker', 'grid_commands', 'work', 'main']
 
@@ -127,15 +127,17 @@ def run_files(
         raise HistoryError(f"{path} holds {len(runs)} runs, {', '.join(runs[:5])}: name the folder of one of them")
     return sorted(found, key=lambda p: p.parent.name)
 
-def read_offline(
-    path:Path,             # as for `run_files`
+def read_parts(
+    files:list[Path],      # *.wandb of one run: each process that resumed it has left one
 )->History:
     "A run that W&B kept on this machine."
     rows:dict[int, dict] = {}
     config:dict = {}
-    try: name = [read_file(p, rows, config) for p in run_files(path)][-1]
-    except HistoryError: raise
-    except Exception as e: raise HistoryError(f"{path} cannot be read: {one_line(e)}") from None   # of protocol buffers
+    name = ""
+    for path in sorted((p.resolve() for p in files), key=lambda p: p.parent.name):          # oldest first
+        try: name = read_file(path, rows, config)
+        except HistoryError: raise
+        except Exception as e: raise HistoryError(f"{path} cannot be read: {one_line(e)}") from None   # any error
     settings = {k: v for k, v in flatten(config).items() if not k.startswith("_wandb")}
     return History(name, [rows[step] for step in sorted(rows)], settings)
 
@@ -169,7 +171,7 @@ def read_history(
     path = Path(source).expanduser()
     if not path.exists(): raise HistoryError(f"there is no {path}; a run at W&B is named wandb:ENTITY/PROJECT/RUN")
     file = path/"metrics.jsonl" if (path/"metrics.jsonl").is_file() else path
-    if file.suffix != ".jsonl": return read_offline(path)
+    if file.suffix != ".jsonl": return read_parts(run_files(path))
     try: rows, beside = read_metrics(file), file.with_name("config.yaml")
     except (OSError, ValueError) as e: raise HistoryError(one_line(e)) from None
     config:Any = {}

@@ -62,6 +62,9 @@ def test_the_sample_is_of_all_matches_and_other_openings():
     one = matches(titles=("a",))
     assert {game.a_white for *_, game in sample_games(one)} == {True, False}
     assert len({game.pair for *_, game in sample_games(one)}) == 4
+    few = dict(a=play_match(random_player(0), random_player(1), random_openings(3, 0), 4))      # six games
+    shown = [(game.pair, game.a_white) for *_, game in sample_games(few)]
+    assert len({*shown}) == 4 and {pair for pair, _ in shown} == {0, 1, 2} and sum(white for _, white in shown) == 2
     assert len(sample_games(dict(a=play_match(random_player(0), random_player(1), random_openings(1, 0), 4)))) == 2
 
 def test_a_record_is_the_game():

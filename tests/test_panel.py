@@ -37,6 +37,7 @@ def test_the_panel_shows_gradients_where_there_are_some_and_says_where_there_are
     assert ax.get_title(loc="left") == "gradient norms" and [list(line.get_xdata()) for line in ax.lines] == [[0, 2]]*2
     assert [line.get_label() for line in ax.lines] == ["grad_policy", "grad_entropy"]      # there is no KL term
     assert ax.lines[0].get_ydata()[1] == rows[2]["grad_policy"]
+    assert ax.lines[0].get_marker() == "o" and draw_panel(rows[:1]).axes[7].lines[0].get_marker() == "o"
     old = [{k: v for k, v in r.items() if not k.startswith(("grad_", "cos_"))} for r in rows]
     missing = [r | dict(grad_policy=None, grad_kl=None, grad_entropy=None) for r in rows]
     for unmeasured in (old, missing):

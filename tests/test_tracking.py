@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpo_chess import tracking
+from grpo_chess import histories, tracking
 from grpo_chess.config import parse
 from grpo_chess.panel import METRICS, names_of, read_metrics
 from grpo_chess.settings import flatten
@@ -70,6 +70,13 @@ def test_a_run_is_logged_under_its_own_names_and_those_of_dashboards(tracked):
             assert (alias in logged) == (kept[column] is not None) and logged.get(alias) == kept[column], alias
     settings = flatten(yaml.safe_load((tracked / "config.yaml").read_text()))
     assert {k: read.config[k] for k in settings} == settings
+
+
+def test_the_doctor_reads_what_every_process_logged(tracked):
+    "Of a run that was resumed the last file alone would be judged."
+    for folder in (tracked / "wandb", *sorted((tracked / "wandb").glob("offline-run-*"))[-1:]):
+        read = histories.read_history(folder)
+        assert len(read.values("entropy")) == (4 if folder.name == "wandb" else 2) and not read.others
 
 
 def test_dashboards_names_mean_what_the_table_of_aliases_says(tracked):
