@@ -115,6 +115,10 @@ class Memory:
         return {name: copy.copy(value) for name, value in vars(self).items() if name not in ("cfg", "settings")}
     def load_state(self, state:dict)->None: vars(self).update(copy.deepcopy(state))
 
+    def forget(self, done:int)->None:
+        "A rollback has taken back the steps from this one on: what was seen of them says nothing of the weights now."
+        self.rows, self.looks, self.collapsed = [r for r in self.rows if r["step"] < done], {}, 0
+
     def look(self, row:dict)->tuple[list[str], str, str]:
         "Warnings of this step, an action that a finding asks for, and why."
         if not self.cfg.warnings and not self.cfg.act_on: return [], "", ""
@@ -166,7 +170,8 @@ def collapse_action(
         to = f"{coef:.4g} -> {guard.entropy_coef:.4g}" if raised else f"stays at its maximum of {coef:.4g}"
         return "boost", f"boost: entropy_coef {to}"
     if how == "rollback" and good is not None and guard.rolled < cfg.rollbacks:
-        guard.rolled, guard.lr_scale, guard.collapsed = guard.rolled + 1, guard.lr_scale*cfg.rollback_lr, 0
+        guard.rolled, guard.lr_scale = guard.rolled + 1, guard.lr_scale*cfg.rollback_lr
+        guard.forget(good["done"])
         return "rollback", (f"rollback {guard.rolled} of {cfg.rollbacks}: weights of step {good['done']}, "
                             f"learning rate x {guard.lr_scale:.3g}")
     more = f", and all {cfg.rollbacks} rollbacks were used" if good else ", and no state from before to go back to"

@@ -1,10 +1,14 @@
 "Detectors that look while a run goes on: warnings, actions, patience, and a memory that a checkpoint keeps."
+import inspect
+import re
 from itertools import pairwise
 
 import pytest
 
+from grpo_chess import watch
 from grpo_chess.figures import data
-from grpo_chess.guards import GuardConfig, check_guard
+from grpo_chess.guards import GuardConfig, check_guard, collapse_action
+from grpo_chess.history import CASES
 from grpo_chess.loss import LossConfig
 from grpo_chess.panel import read_metrics
 from grpo_chess.trainer import AblateConfig
@@ -39,6 +43,28 @@ def test_an_action_comes_after_its_patience():
     assert rows[2]["entropy_coef"] == pytest.approx(1.5*rows[1]["entropy_coef"]) and "boost" in rows[1]["guard"]
     t = faulty(act_on="two_temperatures:rollback:1")
     assert "no state from before" in [t.step() for _ in range(2)][1]["guard"] or t.guard.rolled == 1
+
+def test_after_a_rollback_its_steps_are_not_held_against_the_run():
+    "Weights that are sound again were rolled back by the rows of those that were not, until the run was aborted."
+    t = faulty(floor_action="rollback", entropy_floor=.1)
+    rows = [row for _ in range(30) for row in kept_rows([], t.step())]
+    t.guard.rows, t.guard.looks = rows, dict(lr_too_high=3)
+    done, said = collapse_action(t.guard, 1., dict(done=20), "rollback", "x")
+    assert done == "rollback" and "weights of step 20" in said and not t.guard.looks
+    assert [r["step"] for r in t.guard.rows] == [*range(20)] and t.guard.wants_state(40, 9.)
+
+def test_a_finding_is_given_an_action_with_or_without_patience():
+    assert parse_actions("entropy_collapse:abort, clip_fraction:boost:3") == dict(entropy_collapse=("abort", 1),
+                                                                                  clip_fraction=("boost", 3))
+    with pytest.raises(ValueError, match="could never act"): parse_actions("reward_rises:abort:1")
+
+def test_what_never_alarms_is_known():
+    "By the severities that stand in the checks."
+    found = [re.findall(r'Finding\(\s*"(\w+)",\s*([^,]+)', inspect.getsource(page)) for page in watch.PAGES]
+    severities = {}
+    for name, severity in sum(found, []): severities.setdefault(name, set()).add(severity)
+    quiet = {n for n, s in severities.items() if s <= {'"note"', '"healthy"'}}
+    assert len(severities) > 30 and quiet == {*watch.QUIET} and quiet < {*CASES}
 
 def test_a_resumed_run_says_what_the_other_says():
     whole, part = faulty(act_on="two_temperatures:boost:2"), faulty(act_on="two_temperatures:boost:2")
