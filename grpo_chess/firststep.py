@@ -6,10 +6,10 @@
 __all__ = ['Pair', 'FLOOR', 'TOP_P', 'TOP_K', 'CAUSES', 'UNEVEN', 'FIRST', 'ENGINES', 'DIRECT', 'AT_FLOOR', 'SUSPECT', 'WOULD',
            'SPOILS', 'CASES', 'KIND_OF', 'WORDS', 'POORLY', 'TELL', 'typical_scores', 'normalised', 'entropy_of',
            'two_temperatures', 'noise', 'keep_top', 'truncated_sampler', 'floored_sampler', 'truncated_loss', 'Numbers',
-           'numbers_of', 'Cause', 'misfits', 'Fit', 'predictions', 'best_fit', 'weighed', 'fit_causes', 'number',
-           'known_gap', 'prior_of', 'off_floor', 'early', 'at_first', 'kl_column', 'first_numbers', 'samples_of',
-           'clip_range', 'explain', 'fit_table', 'is_direct', 'usual_gap', 'bad_start', 'first_step', 'shares',
-           'shown_numbers', 'grows', 'beside', 'severity_of', 'best_explained', 'ratio_is_one']
+           'numbers_of', 'Cause', 'misfits', 'Fit', 'predictions', 'best_fit', 'weighed', 'fit_causes', 'named_gap',
+           'known_gap', 'prior_of', 'off_floor', 'at_first', 'kl_column', 'samples_of', 'first_numbers', 'explain',
+           'fit_table', 'is_direct', 'usual_gap', 'bad_start', 'first_step', 'shares', 'shown_numbers', 'grows',
+           'beside', 'severity_of', 'best_explained', 'ratio_is_one']
 
 # %% ../nbs/07_firststep.ipynb #925c916d
 import math
@@ -19,7 +19,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from .detectors import gets_better
+from .detectors import clip_range, early, gets_better, number
 from .history import CASES, Case, Finding, History, check
 
 # %% ../nbs/07_firststep.ipynb #91428649
@@ -32,6 +32,7 @@ def typical_scores(
 )->np.ndarray:          # [positions, moves] log-probabilities
     "Made-up positions whose mean entropy is the given one."
     rng, moves = np.random.default_rng(0), max(moves, math.ceil(1.4*math.exp(min(entropy, 8))))
+    positions = min(positions, max(20, 60_000//moves))              # words have a vocabulary: fewer of them will do
     z = rng.standard_normal((positions, moves))*np.exp(uneven*rng.standard_normal((positions, 1)))
     low, high = 0., 400.
     for _ in range(50):
@@ -57,8 +58,7 @@ def two_temperatures(logp:np.ndarray, gap:float)->Pair: return logp, normalised(
 
 def noise(logp:np.ndarray, size:float)->Pair:
     "Independent Gaussian noise on both sides, `size` being the standard deviation of the difference."
-    rng = np.random.default_rng(1)
-    first, second = rng.standard_normal((2, *logp.shape))*size/math.sqrt(2)
+    first, second = np.random.default_rng(1).standard_normal((2, *logp.shape))*size/math.sqrt(2)
     return normalised(logp + first), normalised(logp + second)
 
 def keep_top(logp:np.ndarray, p:float)->np.ndarray:
@@ -117,7 +117,7 @@ TOP_P, TOP_K = tuple(float(p) for p in np.arange(.4, 1., .02)) + (.99,), tuple(f
 CAUSES = {
     "sharper": Cause("the loss is colder: gap {size:.2f}", two_temperatures, _steps(1.02, 3., 60)),
     "flatter": Cause("the loss is hotter: gap {size:.2f}", two_temperatures, _steps(.98, .33, 60)),
-    "noise": Cause("noise of {size:.2f}, such as dropout", noise, _steps(.06, 2., 45)),
+    "noise": Cause("noise of {size:.2f}, such as dropout", noise, _steps(.06, 2., 45) + _steps(2.2, 6., 12)),
     "rounding": Cause("rounding or another kernel: {size:.4f}", noise, _steps(3e-4, .06, 24)),
     "top_p": Cause("the sampler alone has top-p {size:.2f}", truncated_sampler, TOP_P, "loss"),
     "top_k": Cause("the sampler alone has top-k {size:.0f}", truncated_sampler, TOP_K, "loss"),
@@ -145,7 +145,6 @@ def misfits(
     out["ess"] = (math.log(spread[0]/spread[1])/(.5 + 5/root))**2 if math.isfinite(seen.ess) else math.nan
     return {k: v for k, v in out.items() if math.isfinite(v)}
 
-# %% ../nbs/07_firststep.ipynb #60a3e686
 @dataclass
 class Fit:
     "How well one cause explains a first step."
@@ -178,15 +177,17 @@ def best_fit(
     seen:Numbers,
     samples:float,
     epsilon:tuple[float, float],
+    size:float=0.,       # if only this one may be, or its neighbour in the grid
 )->Fit:
     "One cause at its best size, on made-up positions of the entropy that its whole policy has."
     cause, entropy = CAUSES[name], seen.entropy if math.isfinite(seen.entropy) else 2.
     if cause.whole == "loss" and math.isfinite(seen.entropy_gap): entropy += seen.entropy_gap
     entropy, fits = round(min(max(entropy, .02), 8.), 3), []
     for uneven in UNEVEN:
-        for size, told in zip(cause.sizes, predictions(name, entropy, uneven, epsilon)):
+        for tried, told in zip(cause.sizes, predictions(name, entropy, uneven, epsilon)):
+            if size and tried != min(cause.sizes, key=lambda s: abs(math.log(s/size))): continue
             wrong = misfits(seen, told, samples)
-            fits.append(Fit(name, size, sum(wrong.values()), len(wrong), told))
+            fits.append(Fit(name, tried, sum(wrong.values()), len(wrong), told))
     return min(fits, key=lambda f: f.chi2)
 
 # %% ../nbs/07_firststep.ipynb #weighed01
@@ -206,12 +207,11 @@ def fit_causes(
     return weighed([best_fit(name, seen, samples, epsilon) for name in CAUSES], prior)
 
 # %% ../nbs/07_firststep.ipynb #5961f1d0
-def number(config:dict, *names:str)->float:
-    "The first of some settings that is there and a number; NaN if none is."
-    for name in names:
-        value = next((v for k, v in config.items() if k == name or k.endswith("." + name)), None)
-        if isinstance(value, int|float) and not isinstance(value, bool): return float(value)
-    return math.nan
+def named_gap(config:dict)->float:
+    "Sampling temperature over the loss's, which is 1 if it is not named; NaN if the settings have none."
+    tau = number(config, "rollout_temperature", "sampler.temperature", "sampling_temperature", "temperature")
+    other = number(config, "loss_temperature")           # 0 is "as the sampler" here
+    return tau/(1. if math.isnan(other) else other or tau) if tau > 0 else math.nan
 
 def known_gap(
     gap:float,                   # of the two temperatures that the configuration names
@@ -222,7 +222,6 @@ def known_gap(
     less = dict(sharper=far and 0 < at["sharper"] < far + .12, flatter=far and far - .12 < at["flatter"] < 0)
     return (4. if less["sharper"] else .02), (4. if less["flatter"] else .02)
 
-# %% ../nbs/07_firststep.ipynb #priorof01
 def prior_of(
     config:dict,             # dotted settings, as far as they are known
     fits:list[Fit],          # without a prior
@@ -231,15 +230,15 @@ def prior_of(
     prior, size = dict.fromkeys(CAUSES, .5), {f.cause: f.size for f in fits}     # two forms of a cause share it
     prior["noise"] = prior["rounding"] = 1.
     prior |= dict.fromkeys(("top_p", "top_k", "floor_top_p", "floor_top_k"), .25)
-    tau = number(config, "rollout_temperature", "sampler.temperature", "sampling_temperature", "temperature")
-    if math.isfinite(tau):
-        side = "sharper" if tau > 1 else "flatter"
-        near = tau != 1 and abs(math.log(size[side]/tau)) < .12
-        for name in ("sharper", "flatter"): prior[name] = 4. if near and name == side else .15
-    other = number(config, "loss_temperature")           # 0 is "as the sampler" here
-    if tau > 0 and math.isfinite(other):
-        prior["sharper"], prior["flatter"] = known_gap(tau/(other or tau), size)
-        if other not in (0, tau): prior["noise"] = prior["rounding"] = .3      # one cause is known already
+    gap = named_gap(config)
+    if gap > 0 and math.isfinite(number(config, "loss_temperature")):
+        prior["sharper"], prior["flatter"] = known_gap(gap, size)
+        if gap != 1: prior["noise"] = prior["rounding"] = .3      # one cause is known already
+    elif gap > 0:
+        side = "sharper" if gap > 1 else "flatter"
+        off = math.log(size[side])/math.log(gap) if gap != 1 else 0.       # words have longer tails than made-up moves
+        likely = 4. if abs(math.log(size[side]/gap)) < .12 else 1.5 if .3 < off < 4 else .15
+        prior |= dict(sharper=.15, flatter=.15) | ({side: likely} if off else {})
     on = config.get("ablate.dropout")
     drop = float(on) if isinstance(on, bool) else number(config, "dropout", "attention_dropout")
     if math.isfinite(drop): prior["noise"] = 3. if drop else .3
@@ -266,12 +265,6 @@ def off_floor(
     steps, values = history.finite(name)
     return steps, np.abs(values - (1. if "ratio_m" in name or name == "mean_ratio" else 0.)) > bounds[name], name
 
-def early(history:History, name:str, last:float)->float:
-    "Mean of a column up to a step; NaN if it was not logged."
-    steps, values = history.finite(name)
-    return float(values[steps <= last].mean()) if (steps <= last).any() else math.nan
-
-# %% ../nbs/07_firststep.ipynb #f1e5ce11
 def at_first(history:History, *names:str)->float:
     "Mean over the first steps of the first of these columns that was logged there; NaN without any."
     seen = "approx_kl", "kl_exact", "kl_engines", "clip_region", "clip_binding", "mean_ratio", "logp_gap_mean"
@@ -288,6 +281,13 @@ def kl_column(history:History)->str:
     own = next(iter(kl), "")
     return "kl_engines" if kl.get("kl_engines", 0.) > max(SUSPECT, kl.get(own, 0.)) else own
 
+def samples_of(history:History)->float:
+    "How many sampled moves the early numbers rest on, about; with all moves of each position sampling adds nothing."
+    if history.config.get("loss.moves") == "all" or "expected_regret" in history: return 1e6
+    plies = history.values("plies")
+    return float(FIRST*plies[0]) if len(plies) else 500.
+
+# %% ../nbs/07_firststep.ipynb #7f800eb1
 def first_numbers(history:History)->Numbers:
     "The numbers of the first steps, whatever a trainer calls them."
     at, source = partial(at_first, history), kl_column(history)
@@ -301,27 +301,20 @@ def first_numbers(history:History)->Numbers:
         low, high, clip = 2*at("clip_binding_low"), 2*at("clip_binding_high"), 2*at("clip_binding")
     return Numbers(clip, kl, at("mean_ratio", "is_ratio_mean"), at("ess"), low, high, at("entropy_gap"), at("entropy"))
 
-# %% ../nbs/07_firststep.ipynb #7f800eb1
-def samples_of(history:History)->float:
-    "How many sampled moves the early numbers rest on, about; with all moves of each position sampling adds nothing."
-    if history.config.get("loss.moves") == "all" or "expected_regret" in history: return 1e6
-    plies = history.values("plies")
-    return float(FIRST*plies[0]) if len(plies) else 500.
-
-def clip_range(config:dict)->tuple[float, float]:
-    "1 minus and plus these are the ends of the clip range."
-    both = number(config, "clip_ratio", "epsilon", "clip_range", "cliprange", "clip_coef")
-    low, high = number(config, "epsilon_low", "clip_ratio_low"), number(config, "epsilon_high", "clip_ratio_high")
-    both = both if math.isfinite(both) else .2
-    return low if math.isfinite(low) else both, high if math.isfinite(high) else both
-
 def explain(history:History)->list[Fit]:
     "All causes fitted to the first steps of a run, best first; empty if there is no KL to fit to."
     seen, samples, epsilon = first_numbers(history), samples_of(history), clip_range(history.config)
     if not math.isfinite(seen.kl): return []
     if history.config.get("loss.entropy") == "sampled": seen.entropy_gap = math.nan      # then it is no entropy
-    free = fit_causes(seen, samples, epsilon)
-    return weighed(free, prior_of(history.config, free))
+    free, gap = fit_causes(seen, samples, epsilon), named_gap(history.config)
+    if 1/3 < gap < 3 and gap != 1:                      # the settings' own gap is meant, where it fits as well as any
+        at = best_fit("sharper" if gap > 1 else "flatter", seen, samples, epsilon, gap)
+        well = at.chi2 < min(f.chi2 for f in free) + 4
+        free = [at if well and f.cause == at.cause and abs(math.log(f.size/gap)) > .12 else f for f in free]
+    prior = prior_of(history.config, free)
+    if at_first(history, "is_ratio_max") > 1.1:         # what a sampler keeps it makes likelier: no ratio is above 1
+        prior |= {name: .02*prior[name] for name in prior if "top_" in name and name != "loss_top_p"}
+    return weighed(free, prior)
 
 # %% ../nbs/07_firststep.ipynb #6e4e4bc1
 WOULD = ("Compute the log-probabilities of one batch twice with the loss's function, and compare them with the "
@@ -411,7 +404,11 @@ def bad_start(history:History)->bool:
 def first_step(history:History)->Finding|None:
     "Is the ratio at its floor before the first update, and if not, which cause explains the numbers?"
     steps, off, name = off_floor(history)
-    if not off[:FIRST].any() or (len(off) > FIRST and off[0] == 0): return None
+    fine = not off[:FIRST].any() or (len(off) > FIRST and off[0] == 0)
+    if name in (*ENGINES, "kl_engines") and (fine or usual_gap(history, name)):      # the loss's own ratio is another
+        own = {k: v for k, v in history.columns.items() if k not in (*ENGINES, "kl_engines")}
+        if (found := first_step(replace(history, columns=own))) and found.alarms: return found
+    if fine: return None
     numbers = first_numbers(history)
     said = {k: v for k, v in vars(numbers).items() if math.isfinite(v)}
     where = (int(steps[0]), int(steps[off.astype(bool)][-1]))
@@ -448,7 +445,6 @@ def shown_numbers(history:History, numbers:Numbers, name:str)->str:
     when = "Before the first update" if is_direct(history, name) else "In the first steps, over all their updates"
     return f"{when}: {'; '.join(words.values())}."
 
-# %% ../nbs/07_firststep.ipynb #grows0001
 def grows(history:History)->bool:
     "Is the ratio's error at the end three times what it was in the first steps?"
     error = history.values("ratio_error")
@@ -459,8 +455,7 @@ def beside(history:History, top:Fit)->str:
     tau = number(history.config, "rollout_temperature", "sampler.temperature", "sampling_temperature", "temperature")
     other, kind = number(history.config, "loss_temperature"), KIND_OF[top.cause]
     if kind == "two_temperatures" and tau > 0 and other > 0 and tau != other:
-        small = abs(math.log(top.size)) < .7*abs(math.log(tau/other))
-        less = "; a nearly uniform policy shows less of it" if small else ""
+        less = "; a nearly uniform policy shows less of it"*(abs(math.log(top.size)) < .7*abs(math.log(tau/other)))
         return f" The settings name both, {tau:g} and {other:g}: a gap of {tau/other:.3g}{less}."
     if kind == "two_temperatures" and tau > 0 and tau != 1 and abs(math.log(top.size/tau)) < .12:
         return f" The settings name a sampling temperature of {tau:g}: if the loss ignores it, the gap is {tau:g}."
@@ -495,8 +490,10 @@ def best_explained(
     well, titles = math.exp(-max(0., top.chi2 - top.seen)/20), [CASES[k].title for k in (kind, *rivals)]
     how = "fits" if top.chi2 < 2*top.seen else "fits poorly" if top.chi2 < POORLY*top.seen else "does not fit"
     fitted = f"it {how}: χ² {top.chi2:.1f} of {top.seen} numbers"
-    says = (f"{shown_numbers(history, numbers, name)} Best explained by: {top.title} ({fitted}).")
-    says += beside(history, top)
+    known = beside(history, top)
+    sides = [f for f in fits if KIND_OF[f.cause] == kind == "two_temperatures" and f.chi2 < top.chi2 + 4]
+    title = top.title if known or len(sides) < 2 else f"{top.title}, or as well {sides[1].title}"
+    says = f"{shown_numbers(history, numbers, name)} Best explained by: {title} ({fitted}).{known}"
     if rivals:
         says += (f" These numbers cannot tell that from {' or '.join(best[k].title for k in rivals)}. The entropy in "
                  "the loss minus that of the sampler could, or the temperatures in the configuration.")
