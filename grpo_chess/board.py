@@ -299,6 +299,8 @@ _WRONG = {chess.Status.EMPTY: "there are no pieces", chess.Status.NO_WHITE_KING:
           chess.Status.TOO_MANY_CHECKERS: "more than two pieces give check",
           chess.Status.IMPOSSIBLE_CHECK: "no move can have led to this check"}
 
+_LONGEST = 10_000   # no game that the rules allow has as many; larger numbers would not fit where they are used
+
 # %% ../nbs/00_board.ipynb #ded29232
 def parse_fen(
     fen:str,           # from anywhere
@@ -309,6 +311,8 @@ def parse_fen(
         board = chess.Board(fen)
     except ValueError as e: raise PositionError(f"{fen!r} is not a position: {str(e).partition(': ')[0]}") from None
     status = board.status()
-    if not status: return board
-    wrong = ", ".join(words for flag, words in _WRONG.items() if status & flag)
-    raise PositionError(f"{fen!r} is not a position: {wrong}")
+    wrong = [words for flag, words in _WRONG.items() if status & flag]
+    counted = {"half-moves without capture or pawn move": board.halfmove_clock, "move number": board.fullmove_number}
+    wrong += [f"{what} above {_LONGEST:,}" for what, n in counted.items() if n > _LONGEST]
+    if wrong: raise PositionError(f"{fen!r} is not a position: {', '.join(wrong)}")
+    return board

@@ -319,6 +319,8 @@ def test_position_key_of_rights_that_are_none():
     ("4k3/8/8/8/8/8/8/4RK2 w - - 0 1", "not to move is in check"),
     ("4k3/8/8/8/1b5b/8/8/r3K2r w - - 0 1", "more than two pieces give check"),
     ("k7/8/8/8/r3K2r/8/8/8 w - - 0 1", "no move can have led"),
+    ("4k3/8/8/8/8/8/8/4K3 w - - 10001 1", "half-moves"), (f"4k3/8/8/8/8/8/8/4K3 w - - {9*10**18} 1", "half-moves"),
+    ("4k3/8/8/8/8/8/8/4K3 w - - 0 10001", "move number"), (f"4k3/8/8/8/8/8/8/4K3 w - - 0 {10**20}", "move number"),
 ])
 def test_parse_fen_says_what_is_wrong(fen, words):
     with pytest.raises(PositionError, match=words) as e: parse_fen(fen)
@@ -328,6 +330,7 @@ def test_parse_fen_says_what_is_wrong(fen, words):
 def test_parse_fen_accepts_what_is_right(boards):
     for board in boards[::20]: assert parse_fen(board.fen()).fen() == board.fen()
     assert parse_fen("4k3/8/8/8/8/8/8/4K3 w - -").halfmove_clock == 0
+    assert parse_fen("4k3/8/8/8/8/8/8/4K3 w - - 10000 10000").ply() == 19_998
 
 
 def test_every_fault_of_python_chess_has_words():

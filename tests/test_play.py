@@ -311,6 +311,8 @@ def test_a_kept_move_waits():
     ("position fen", "not a position"), ("position fen 8/8/8/8 w", "not a position"),
     ("position fen rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQ1BNR w - - 0 1", "king"),
     ("position fen 4k3/8/8/8/8/8/4R3/4K3 w - - 0 1", "not a position"),
+    ("position fen 4k3/8/8/8/8/8/4r3/4K3 w - - 0 99999999999999999999", "move number"),
+    ("position fen 4k3/8/8/8/8/8/4r3/4K3 w - - 99999999999999999999 1", "half-moves"),
     ("position startpos moves e2e5", "no legal move"), ("position startpos moves 0000", "no legal move"),
     ("position startpos moves e2e4 e7e5 e1g1", "no legal move"), ("position startpos moves e2", "no legal move"),
     ("position startpos moves e7e8q", "no legal move")])

@@ -70,18 +70,29 @@ def converted(path, form="pgn"):
 
 
 def chess_readers(folder):
-    "Positions, openings and games as text."
-    from grpo_chess.board import PositionError, parse_fen
+    "Positions, openings and games as text. What was read is used too: a position that is accepted can be played."
+    from grpo_chess import load
+    from grpo_chess.board import PositionError, encode
     from grpo_chess.labels import LabelError
-    from grpo_chess.players import read_openings
+    from grpo_chess.play import Engine, PlayConfig
+    from grpo_chess.players import ArenaError, read_openings
     from grpo_chess.positions import read_positions
 
-    fen, pgn = FEN.encode(), PGN.encode()
+    def encoded(path):
+        return encode(read_positions(path))
+
+    def told(words):
+        engine = Engine(PlayConfig(), lambda line: None)
+        engine.policy, engine.prepared = policy, ("tiny", 0., False, 1, engine.chance)
+        return [engine.handle(line) for line in (f"position {words}", "go")]
+
+    fen, pgn, policy = FEN.encode(), PGN.encode(), load("tiny")
     return dict(
-        fen=(fen, text(parse_fen), PositionError),
-        fens=(fen + b"\n", file(folder / "a.fen", read_positions), PositionError),
-        epd=(fen[:-4] + b' bm Nd5; hmvc 7; id "one";\n', file(folder / "a.epd", read_positions), PositionError),
-        pgn=(pgn, file(folder / "a.pgn", read_positions), PositionError),
+        fen=(fen, text(policy.move), (PositionError, ArenaError)),
+        uci=(b"fen " + fen + b" moves d7d5 e4d5", text(told), ()),
+        fens=(fen + b"\n", file(folder / "a.fen", encoded), PositionError),
+        epd=(fen[:-4] + b' bm Nd5; hmvc 7; id "one";\n', file(folder / "a.epd", encoded), PositionError),
+        pgn=(pgn, file(folder / "a.pgn", encoded), PositionError),
         openings=(b"1. e4 e5 2. Nf3 Nc6\nd2d4 d7d5\n", file(folder / "a.txt", read_openings), PositionError),
         convert=(pgn, file(folder / "b.pgn", converted), LabelError))
 
