@@ -458,6 +458,9 @@ def parse(argv:list[str])->tuple[list[str], DoctorConfig]:
 # %% ../nbs/10_doctor.ipynb #39436b65
 def read_run(source:str, cfg:DoctorConfig)->History:
     "A history, with what the command line knows of its settings."
+    path = Path(source).expanduser()
+    if path.exists() and not path.is_file() and not path.is_dir():        # it may have no end
+        raise HistoryError(f"{source} is a device or a pipe: write the log to a file first")
     history = read_history(source, parse_names(cfg.names))
     if cfg.temperature: history.config["rollout_temperature"] = cfg.temperature
     if cfg.eval_floor >= 0: history.config["eval_floor"] = cfg.eval_floor

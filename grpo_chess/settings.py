@@ -31,10 +31,11 @@ class ConfigError(ValueError):
     "Something in the settings or on the command line, in one line."
 
 # %% auto #0
-__all__ = ['Settings', 'MOST', 'LIMITS', 'ELSEWHERE', 'WORDS_FOR', 'SIGNALS', 'ConfigError', 'sections', 'known_keys', 'flatten',
-           'check_numbers', 'build', 'unknown_key', 'check_key', 'one_line', 'PlainLoader', 'read_yaml', 'take',
-           'switches', 'words_of', 'choose', 'make_parser', 'parse_settings', 'handled', 'interrupt', 'StopRequest',
-           'EndedEarly', 'Stopped', 'open_streams', 'Lasting', 'no_memory', 'run_command', 'write_whole']
+__all__ = ['Settings', 'MOST', 'LIMITS', 'ELSEWHERE', 'WORDS_FOR', 'YAML_MOST', 'SIGNALS', 'ConfigError', 'sections',
+           'known_keys', 'flatten', 'check_numbers', 'build', 'unknown_key', 'check_key', 'one_line', 'PlainLoader',
+           'parse_yaml', 'read_yaml', 'take', 'switches', 'words_of', 'choose', 'make_parser', 'parse_settings',
+           'handled', 'interrupt', 'StopRequest', 'EndedEarly', 'Stopped', 'open_streams', 'Lasting', 'no_memory',
+           'run_command', 'write_whole']
 
 # %% ../nbs/00_settings.ipynb #f9009805
 def sections(cls)->dict[str, Any]:
@@ -123,11 +124,20 @@ class PlainLoader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
+YAML_MOST = 10**6       # bytes; a device has no end, and YAML of many megabytes takes minutes
+
+def parse_yaml(path:str|Path)->Any:
+    "What a YAML file, or a pipe, holds; ConfigError says what is wrong."
+    try:
+        with open(path, "rb") as file: data = file.read(YAML_MOST + 1)
+    except OSError as e: raise ConfigError(f"cannot read {path}: {e.strerror}") from None
+    if len(data) > YAML_MOST: raise ConfigError(f"{path} is larger than {YAML_MOST//10**6} MB: it holds no settings")
+    try: return yaml.load(data.decode(), PlainLoader)
+    except Exception as e: raise ConfigError(f"{path} is not YAML: {one_line(e)}") from None    # errors of many types
+
 def read_yaml(path:str|Path, known:list[str])->dict[str, Any]:
     "Settings of a YAML file as dotted keys, all of them known; ConfigError says what is wrong."
-    try: tree = yaml.load(Path(path).read_text("utf-8"), PlainLoader) or {}
-    except OSError as e: raise ConfigError(f"cannot read {path}: {e.strerror}") from None
-    except (yaml.YAMLError, ValueError) as e: raise ConfigError(f"{path} is not YAML: {one_line(e)}") from None
+    tree = parse_yaml(path) or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected settings like 'seed: 1', found {type(tree).__name__}")
     flat = flatten(tree)

@@ -13,6 +13,7 @@ import math
 import netrc
 import os
 import re
+import shlex
 import struct
 import sys
 import time
@@ -20,23 +21,23 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
 import chess
 import chess.pgn
 import chess.svg
-import yaml
 
 from .panel import draw_panel, read_metrics
 from .sampler import Rollout
-from .settings import ConfigError, flatten, one_line, run_command
+from .settings import ConfigError, flatten, one_line, parse_yaml, run_command
 
 # %% auto #0
-__all__ = ['BLOCK', 'PIECE', 'WHOLE', 'LAST', 'SERVICE', 'DASHBOARD', 'PANEL_EVERY', 'WEIGHTS_EVERY', 'HistoryError', 'History',
-           'read_records', 'import_wandb', 'parsed_records', 'value_of', 'read_file', 'run_files', 'read_parts',
-           'logged_in', 'read_service', 'read_history', 'wait_for_end', 'for_dashboards', 'group_games',
-           'group_picture', 'harmless', 'begin', 'panel_picture', 'Logged', 'Tracker', 'grid_commands', 'work', 'main']
+__all__ = ['BLOCK', 'PIECE', 'WHOLE', 'LAST', 'SERVICE', 'DASHBOARD', 'PANEL_EVERY', 'WEIGHTS_EVERY', 'MOST_POINTS', 'USAGE',
+           'HistoryError', 'History', 'read_records', 'import_wandb', 'parsed_records', 'value_of', 'read_file',
+           'run_files', 'read_parts', 'logged_in', 'read_service', 'read_history', 'wait_for_end', 'for_dashboards',
+           'group_games', 'group_picture', 'harmless', 'begin', 'panel_picture', 'Logged', 'Tracker', 'plain_list',
+           'grid_commands', 'work', 'main']
 
 # %% ../nbs/07_tracking.ipynb #07c086761b
 class HistoryError(ValueError):
@@ -175,7 +176,7 @@ def read_history(
     try: rows, beside = read_metrics(file), file.with_name("config.yaml")
     except (OSError, ValueError) as e: raise HistoryError(one_line(e)) from None
     config:Any = {}
-    with contextlib.suppress(OSError, ValueError, yaml.YAMLError): config = yaml.safe_load(beside.read_text("utf-8"))
+    with contextlib.suppress(ConfigError): config = parse_yaml(beside)
     return History(file.resolve().parent.name, rows, flatten(config) if isinstance(config, dict) else {})
 
 # %% ../nbs/07_tracking.ipynb #07c0daaad3
@@ -350,24 +351,37 @@ class Tracker(Logged):
         if self.run.settings.mode == "offline": wait_for_end(Path(self.run.dir).parent)
 
 # %% ../nbs/07_tracking.ipynb #07c0f3c543
+MOST_POINTS = 100_000
+USAGE = "usage: python -m grpo_chess.tracking SWEEP.yaml ..."
+
+def plain_list(found:Any)->TypeGuard[list]:
+    "Is it a list of texts and numbers, and not empty?"
+    return isinstance(found, list) and bool(found) and all(isinstance(x, (str, int, float)) for x in found)
+
 def grid_commands(
     path:str|Path,         # a sweep of W&B, with method: grid
-)->list[str]:              # one for each point
-    "The command lines of a sweep; ConfigError if it is none."
-    try: sweep = yaml.safe_load(Path(path).read_text("utf-8"))
-    except OSError as e: raise ConfigError(f"cannot read {path}: {e.strerror}") from None
-    except (ValueError, yaml.YAMLError) as e: raise ConfigError(f"{path} is not YAML: {one_line(e)}") from None
-    if not isinstance(sweep, dict) or sweep.get("method") != "grid" or not sweep.get("parameters"):
-        raise ConfigError(f"{path} is no sweep with method: grid and parameters")
-    values = {key: told.get("values", [told.get("value")]) for key, told in sweep["parameters"].items()}
-    words = [w for w in sweep["command"] if w not in ("${env}", "${interpreter}", "${args}")]
-    points = itertools.product(*([f"--{key}={value}" for value in choices] for key, choices in values.items()))
-    return [" ".join(["python", *words, *point]) for point in points]
+)->Iterator[str]:          # one for each point
+    "The command lines of a sweep, for a shell; ConfigError if it is none."
+    sweep = parse_yaml(path)
+    if not isinstance(sweep, dict) or sweep.get("method") != "grid": raise ConfigError(f"{path} has no method: grid")
+    parameters, command = sweep.get("parameters"), sweep.get("command")
+    if not parameters or not isinstance(parameters, dict): raise ConfigError(f"{path} names no parameters")
+    if not plain_list(command): raise ConfigError(f"{path}: command is a list of words, like [-m, grpo_chess.train]")
+    grid = []
+    for key, told in parameters.items():
+        values = told.get("values", [told.get("value")]) if isinstance(told, dict) else None
+        if not plain_list(values): raise ConfigError(f"{path}: {key} needs 'values: [1, 2]' or 'value: 1'")
+        grid.append([f"--{key}={value}" for value in values])
+    if math.prod(map(len, grid)) > MOST_POINTS: raise ConfigError(f"{path} has more than {MOST_POINTS:,} points")
+    words = [str(word) for word in command if word not in ("${env}", "${interpreter}", "${args}")]
+    return (shlex.join(["python", *words, *point]) for point in itertools.product(*grid))
 
 def work(argv:list[str])->None:
     "Print the commands of sweeps."
-    if not argv or argv[0].startswith("-"): raise ConfigError("usage: python -m grpo_chess.tracking SWEEP.yaml ...")
-    for path in argv: print("\n".join(grid_commands(path)))
+    if {"-h", "--help"} & {*argv}: return print(f"{USAGE}\n\nPrint the command lines of grids, one for each point.")
+    if not argv or argv[0].startswith("-"): raise ConfigError(USAGE)
+    for path in argv:
+        for line in grid_commands(path): print(line)
 
 def main(argv:list[str]|None=None)->int:
     "The command line; returns the exit status."

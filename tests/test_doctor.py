@@ -384,6 +384,12 @@ def test_what_could_not_be_read_comes_before_what_was_skipped():
     assert "<details><summary>Checks that were skipped" in as_html(d)
     assert "1 columns" not in as_markdown(d) + as_html(d)
 
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/zero"])
+def test_a_device_is_no_log(device, capsys):
+    assert main([device]) == 2
+    said = capsys.readouterr().err
+    assert f"{device} is a device or a pipe" in said and said.count("\n") == 1
+
 def test_the_command_runs_as_a_module(tmp_path):
     command = [sys.executable, "-m", "grpo_chess.doctor", str(DATA / "scratch_metrics.jsonl")]
     env = os.environ | dict(PYTHONPATH=str(TOP))

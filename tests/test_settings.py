@@ -75,6 +75,18 @@ def test_a_file_that_is_no_text_or_no_file(tmp_path):
     assert "cannot read" in refused(read_yaml, tmp_path, KNOWN)
     assert "No such file" in refused(read_yaml, tmp_path/"none", KNOWN)
 
+@pytest.mark.parametrize("value", ["!!int ''", "!!bool x", "!!timestamp x", "!!float ''", "2001-13-41"])
+def test_a_tag_that_does_not_fit_its_value(tmp_path, value):
+    (tmp_path/"x.yaml").write_text(f"seed: {value}")
+    assert "is not YAML" in refused(read_yaml, tmp_path/"x.yaml", KNOWN)
+
+def test_a_file_without_an_end_is_left():
+    "Some bytes more than settings have are read, and no more."
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2 << 30,)*2)\n"
+    code = f"{limit}from grpo_chess.settings import read_yaml\nread_yaml('/dev/zero', [])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "ConfigError: /dev/zero is larger than 1 MB" in ended.stderr
+
 def test_later_settings_win_wherever_they_stand(tmp_path):
     (tmp_path/"a.yaml").write_text("seed: 1\nminutes: 1\nname: a")
     (tmp_path/"b.yaml").write_text("seed: 2\nminutes: 2")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -279,7 +280,7 @@ def test_a_run_at_the_service_is_read(source, monkeypatch):
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
 def test_every_point_of_a_sweep_is_a_valid_run(path):
-    lines = grid_commands(path)
+    lines = list(grid_commands(path))
     runs = [parse(line.split()[3:])[0] for line in lines]
     assert len({str(r) for r in runs}) == len(lines) > 1 and all(r.track == "wandb" for r in runs)
     assert not {"${env}", "${interpreter}"} & set(lines[0].split())
@@ -297,6 +298,47 @@ def test_what_is_no_grid_gets_one_line(tmp_path, text, capsys):
     (tmp_path / "s.yaml").write_text(text)
     assert tracking.main([str(tmp_path / "s.yaml")]) == 2 and tracking.main([]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+@pytest.mark.parametrize("parameters, says", [
+    ("[1, 2]", "parameters"), ("{a: 3}", "a needs 'values: [1, 2]'"), ("{a: {values: 3}}", "a needs"),
+    ("{a: {values: []}}", "a needs"), ("{a: {min: 0, max: 1}}", "a needs"), ("{a: {values: [[1]]}}", "a needs"),
+    ("{a: {value: 1}}\ncommand: 5", "command"), ("{a: {value: 1}}\ncommand: []", "command"),
+    ("{a: {value: 1}}\ncommand: [{}]", "command"), ("[" * 5000, "nested too deeply"),
+    ("{x: &a [1], y: *a}", "aliases"), (json.dumps({f"x{i}": {"values": [*range(10)]} for i in range(12)}), "100,000")])
+def test_a_malformed_sweep_gets_one_line(tmp_path, parameters, says, capsys):
+    text = f"method: grid\nparameters: {parameters}" + "\ncommand: [-m, x]" * ("command" not in parameters)
+    (tmp_path / "s.yaml").write_text(text)
+    assert tracking.main([str(tmp_path / "s.yaml")]) == 2
+    told = capsys.readouterr()
+    assert says in told.err and told.err.count("\n") == 1 and not told.out
+
+
+def test_a_sweep_without_a_command_gets_one_line(tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text("method: grid\nparameters: {a: {value: 1}}")
+    assert tracking.main([str(tmp_path / "s.yaml")]) == 2 and "command" in capsys.readouterr().err
+
+
+def test_a_value_is_one_word_for_the_shell(tmp_path):
+    sweep = dict(method="grid", parameters={"name": {"values": ["a b", "c; exit 3"]}, "n": {"value": 1}}, command=["x"])
+    (tmp_path / "s.yaml").write_text(json.dumps(sweep))
+    assert [shlex.split(line) for line in grid_commands(tmp_path / "s.yaml")] == [
+        ["python", "x", f"--name={name}", "--n=1"] for name in ("a b", "c; exit 3")]
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_is_no_error(word, capsys):
+    assert tracking.main([word]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("usage: python -m grpo_chess.tracking") and not told.err
+
+
+def test_settings_that_stand_for_billions_are_left_out(tmp_path):
+    lines = ["a0: &a0 {x: 1, y: 2}", *(f"a{i}: &a{i} {{x: *a{i - 1}, y: *a{i - 1}}}" for i in range(1, 16))]
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "reward": 1.0}\n')
+    history = read_history(tmp_path)
+    assert len(history.rows) == 1 and not history.config
 
 
 def test_numbers_that_were_not_measured_are_left_out():
