@@ -15,8 +15,10 @@ import base64
 import datetime
 import html
 import io
+import json
 import math
 import re
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +26,12 @@ from statistics import NormalDist
 from typing import Any
 
 from . import detectors, firststep, machinery, plain
+from .files import open_file
 from .histories import HistoryError, ask_for_names, parse_names, read_history
 from .history import CASES, CHECKS, SEVERITIES, Finding, History, in_order, learning
 from .panel import FOREIGN, METRICS
 from .settings import (
-    ConfigError, EndedEarly, known_keys, parse_settings, run_command, switches, words_of, write_whole)
+    ConfigError, EndedEarly, known_keys, parse_settings, print_result, run_command, switches, words_of, write_whole)
 from .stats import series_mean
 
 # %% ../nbs/10_doctor.ipynb #8645fc70
@@ -41,6 +44,7 @@ class Diagnosis:
     findings: list[Finding]
     skipped: dict[str, list[str]]      # check -> the columns that it lacks
     asked: int                         # checks that could look
+    command: str = ""                  # words of the command line that asked, for a shell
 
     @property
     def alarms(self)->list[Finding]: return [f for f in self.findings if f.alarms]
@@ -299,10 +303,11 @@ def as_html(diagnosis:Diagnosis)->str:
 def head_of(diagnosis:Diagnosis, title:str, date:str)->list[str]:
     "The fields at the top of a research document."
     run = diagnosis.history.name
-    return ["---", f'title: "{title}"', f"date: {date or datetime.date.today().isoformat()}",
+    def quoted(text:str)->str: return json.dumps(text, ensure_ascii=False)         # is YAML too
+    return ["---", f"title: {quoted(title)}", f"date: {date or datetime.date.today().isoformat()}",
             "author: grpo_chess doctor", "finding: 0", 'git_commit: ""', 'git_branch: ""',
-            "uncommitted_changes: false", "files: []", f'runs: ["{run}"]', "tools: [doctor]",
-            f'question: "What is wrong with {run or "this run"}?"', "tags: [diagnosis]", "---", ""]
+            "uncommitted_changes: false", "files: []", f"runs: [{quoted(run)}]", "tools: [doctor]",
+            "question: " + quoted(f"What is wrong with {run or 'this run'}?"), "tags: [diagnosis]", "---", ""]
 
 def as_document(
     diagnosis:Diagnosis,
@@ -315,7 +320,7 @@ def as_document(
     lacking = {name: ", ".join(x).replace("|", " or ") for name, x in d.skipped.items()}
     sections = {
         "Summary": [first], "Context": [f"A history up to step {h.last_step}, with {count(len(h.columns), 'column')}."],
-        "Method": [f"`python -m grpo_chess.doctor {h.name}`: {looked(d)}"],
+        "Method": [f"`python -m grpo_chess.doctor {d.command or shlex.quote(h.source or h.name)}`: {looked(d)}"],
         "Findings": ["| what | printed | by |", "|---|---|---|",
                      *(f"| {f.title} | {f.says} | certainty {f.certainty:.2f} |" for f in d.findings)],
         "Analysis": [f"- {f.title}: {f.cause}" for f in d.alarms],
@@ -476,22 +481,24 @@ def text_of(diagnoses:list[Diagnosis], cfg:DoctorConfig, picture:str="")->str:
     return "\n".join(FORMATS[cfg.format](d) for d in diagnoses)
 
 def write_files(diagnoses:list[Diagnosis], cfg:DoctorConfig)->list[Path]:
-    "Write the output, and the evidence of a diagnosis in Markdown as a PNG beside it; which files."
+    "Write the output, and the evidence of a diagnosis in Markdown as a PNG beside it; the files that are new."
     out = Path(cfg.output)
     picture = out.with_suffix(".png")
-    wanted = cfg.format == "markdown" and not cfg.compare and not out.is_char_device()
+    is_file = open_file(out) is None and (out.is_file() or not out.exists())       # else nothing lies beside it
+    wanted = cfg.format == "markdown" and not cfg.compare and is_file
     fig = draw_findings(diagnoses[0]) if wanted else None
     if fig: write_whole(picture, png_of(fig))
     write_whole(out, text_of(diagnoses, cfg, picture.name if fig else ""))
-    return [out, picture] if fig else [out]
+    return ([out] if is_file else []) + ([picture] if fig else [])
 
 # %% ../nbs/10_doctor.ipynb #39436b66
 def work(argv:list[str])->None:
     "Diagnose or compare, and fail where that is asked for."
     runs, cfg = parse(argv)
     diagnoses = [diagnose(read_run(run, cfg)) for run in runs]
-    if cfg.output: print("wrote " + " and ".join(str(path) for path in write_files(diagnoses, cfg)))
-    else: print(text_of(diagnoses, cfg))
+    for d in diagnoses: d.command = shlex.join(argv)
+    if not cfg.output: print_result(text_of(diagnoses, cfg))
+    elif files := write_files(diagnoses, cfg): print("wrote " + " and ".join(map(str, files)))
     bad = SEVERITIES[:SEVERITIES.index(cfg.fail_on) + 1] if cfg.fail_on != "never" else ()
     found = [f"{d.history.name}: {f.title}" for d in diagnoses for f in d.findings if f.severity in bad]
     if found: raise Failed("; ".join(found))

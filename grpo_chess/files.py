@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +21,10 @@ class FileError(RuntimeError):
     "A file that is damaged or cannot be written, or a folder that is in use; one line says which."
 
 # %% auto #0
-__all__ = ['SUMS', 'MARK', 'FileError', 'flush', 'named', 'write_all', 'write_new', 'beside', 'write_whole', 'can_write',
-           'digest', 'file_digest', 'write_folder', 'check_folder', 'move_aside', 'sealed_json', 'open_json',
-           'without_home', 'row_text', 'append_row', 'read_row', 'each_row', 'read_rows', 'trim_log', 'is_sealed',
-           'locked']
+__all__ = ['SUMS', 'MARK', 'FileError', 'flush', 'named', 'write_all', 'write_new', 'beside', 'open_file', 'write_whole',
+           'can_write', 'digest', 'file_digest', 'write_folder', 'check_folder', 'move_aside', 'sealed_json',
+           'open_json', 'without_home', 'row_text', 'append_row', 'read_row', 'each_row', 'read_rows', 'trim_log',
+           'is_sealed', 'locked']
 
 # %% ../nbs/00_files.ipynb #d3991473
 def flush(path:str|Path)->None:
@@ -56,14 +57,22 @@ def beside(path:Path)->Path:
     "Name of a file while it is written: two processes that write the same file do not meet."
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
+def open_file(path:str|Path)->int|None:
+    "The number of the file that is open already and has this name, like /dev/stdout; None for other paths."
+    found = re.fullmatch(r"/dev/std(out|err)|/(?:dev|proc/self)/fd/(\d{1,9})", str(path))
+    return found and (int(found[2]) if found[2] else 1 + (found[1] == "err"))
+
 def write_whole(
-    path:str|Path,      # file, or a link to one; a device or a pipe is written to
+    path:str|Path,      # file, or a link to one; a device, a pipe or a file that is open already is written to
     data:str|bytes,     # text is written as UTF-8
 )->None:
     "Write a file, whole or not at all; OSError names it."
     data, real = data.encode() if isinstance(data, str) else data, Path(os.path.realpath(path))
     with named(path):
-        if real.exists() and not real.is_file() and not real.is_dir(): real.write_bytes(data)
+        if (number := open_file(path)) is not None:
+            for stream in (sys.stdout, sys.stderr): stream.flush()      # what was printed before comes before
+            write_all(number, data)
+        elif real.exists() and not real.is_file() and not real.is_dir(): real.write_bytes(data)
         else:
             try:
                 write_new(beside(real), data)

@@ -34,8 +34,8 @@ class ConfigError(ValueError):
 __all__ = ['Settings', 'MOST', 'LIMITS', 'ELSEWHERE', 'WORDS_FOR', 'YAML_MOST', 'SIGNALS', 'ConfigError', 'sections',
            'known_keys', 'flatten', 'check_numbers', 'build', 'unknown_key', 'check_key', 'one_line', 'PlainLoader',
            'parse_yaml', 'read_yaml', 'take', 'switches', 'words_of', 'choose', 'make_parser', 'parse_settings',
-           'handled', 'interrupt', 'StopRequest', 'EndedEarly', 'Stopped', 'open_streams', 'Lasting', 'no_memory',
-           'run_command', 'write_whole']
+           'handled', 'interrupt', 'StopRequest', 'EndedEarly', 'Stopped', 'open_streams', 'Lasting', 'print_result',
+           'no_memory', 'run_command', 'write_whole']
 
 # %% ../nbs/00_settings.ipynb #f9009805
 def sections(cls)->dict[str, Any]:
@@ -298,19 +298,25 @@ def open_streams()->None:
 
 class Lasting:
     "A text stream that goes on when its reader has gone or the disk is full: what cannot be written is dropped."
-    def __init__(self, stream:TextIO): self.stream = stream
+    def __init__(self, stream:TextIO): self.stream, self.refused = stream, ""
     def __getattr__(self, name:str): return getattr(self.stream, name)
-    def lost(self)->None:
+    def lost(self, error:OSError|ValueError)->None:
         "From now on into nothing, also what is still in buffers at the end of the program."
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError): self.refused = error.strerror or ""
         with contextlib.suppress(OSError, ValueError): os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
     def write(self, text:str)->int:
         try: return self.stream.write(text)
         except UnicodeEncodeError: return self.stream.write(text.encode("ascii", "replace").decode())
-        except (OSError, ValueError): self.lost()           # ValueError: it was closed
+        except (OSError, ValueError) as e: self.lost(e)         # ValueError: it was closed
         return len(text)
     def flush(self)->None:
         try: self.stream.flush()
-        except (OSError, ValueError): self.lost()
+        except (OSError, ValueError) as e: self.lost(e)
+
+def print_result(text:str)->None:
+    "Print what a command is for: FileError where a full disk takes it, and nothing where its reader has gone."
+    print(text, flush=True)
+    if refused := getattr(sys.stdout, "refused", ""): raise FileError(f"the result cannot be printed: {refused}")
 
 # %% ../nbs/00_settings.ipynb #5e771a16
 def no_memory(error:BaseException)->bool:

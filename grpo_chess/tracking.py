@@ -30,7 +30,7 @@ import chess.svg
 
 from .panel import draw_panel, read_metrics
 from .sampler import Rollout
-from .settings import ConfigError, flatten, one_line, parse_yaml, run_command
+from .settings import ConfigError, flatten, one_line, parse_yaml, print_result, run_command
 
 # %% auto #0
 __all__ = ['BLOCK', 'PIECE', 'WHOLE', 'LAST', 'SERVICE', 'DASHBOARD', 'PANEL_EVERY', 'WEIGHTS_EVERY', 'MOST_POINTS', 'USAGE',
@@ -381,7 +381,7 @@ def work(argv:list[str])->None:
     if {"-h", "--help"} & {*argv}: return print(f"{USAGE}\n\nPrint the command lines of grids, one for each point.")
     if not argv or argv[0].startswith("-"): raise ConfigError(USAGE)
     for path in argv:
-        for line in grid_commands(path): print(line)
+        for line in grid_commands(path): print_result(line)
 
 def main(argv:list[str]|None=None)->int:
     "The command line; returns the exit status."

@@ -148,7 +148,9 @@ def resume_from(trainer:Trainer, run:Path)->None:
 
 # %% ../nbs/11_train.ipynb #6ef2e0c8
 def run_folder(cfg:Config, label:str)->Path:                # not made yet
-    "Where a new run will live; RunError if something is there already."
+    "Where a new run will live; RunError if something is there already, or it is not inside of `out`."
+    if (name := Path(cfg.name)).is_absolute() or ".." in name.parts:
+        raise RunError(f"name = {cfg.name!r} leaves the folder of all runs: say where with --out")
     folder = Path(os.path.expanduser(cfg.out))/(cfg.name or f"{label}-{time.strftime('%Y%m%d-%H%M%S')}")
     if folder.exists(): raise RunError(f"{folder} exists: continue it with --resume {folder}, or choose another --name")
     return folder

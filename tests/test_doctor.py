@@ -2,12 +2,15 @@
 import json
 import math
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from grpo_chess.doctor import (
     FORMATS, SUBJECTS, as_document, as_html, as_markdown, compare, compared_steps, comparison, diagnose, draw_findings,
@@ -348,6 +351,34 @@ def test_the_suffix_of_the_output_decides_the_format_and_the_files_are_named(tmp
         assert main([str(log), "--output", str(tmp_path / name)]) == 2
         assert told in capsys.readouterr().err and not (tmp_path / "gone").exists()
 
+def module(*words, **how):
+    "The command as a process, from the package of these tests."
+    env = os.environ | dict(PYTHONPATH=str(TOP))
+    return subprocess.run([sys.executable, "-m", "grpo_chess.doctor", *map(str, words)], env=env, text=True, **how)
+
+def test_a_report_that_cannot_be_printed_is_said():
+    with open("/dev/full", "w") as out:
+        done = module(DATA / "tiny_metrics.jsonl", stdout=out, stderr=subprocess.PIPE)
+    assert done.returncode == 2 and "No space left" in done.stderr and done.stderr.count("\n") == 1
+
+def test_an_output_that_is_the_terminal_is_printed(tmp_path):
+    with (tmp_path / "f").open("w") as out:
+        print("before", file=out, flush=True)
+        assert module(DATA / "tiny_metrics.jsonl", "--output", "/dev/stdout", stdout=out).returncode == 0
+    assert (tmp_path / "f").read_text().startswith("before\n# Diagnosis of tiny_metrics\n")
+    assert "wrote" not in (tmp_path / "f").read_text() and not Path("/dev/stdout.png").exists()
+
+def test_the_command_of_a_document_can_be_run_and_its_head_is_yaml(tmp_path, capsys):
+    log = written(tmp_path / 'a "b" c.jsonl', "\n".join(json.dumps(dict(step=i, odd=2.5*.97**i)) for i in range(200)))
+    argv = [str(log), "--names", "entropy=odd", "--format", "document"]
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text.split("---")[1])["runs"] == ['a "b" c']
+    command = re.search(r"`python -m grpo_chess.doctor (.*?)`", text)[1]
+    assert shlex.split(command) == argv
+    unnamed = as_document(diagnose(read_history(log, dict(entropy="odd"))))
+    assert "doctor 'a \"b\" c.jsonl'`" in unnamed
+
 def test_options_stand_anywhere_and_formats_have_their_short_names(tmp_path, capsys):
     log = str(written(tmp_path / "x.jsonl", "\n".join(json.dumps(dict(step=i, entropy=2.)) for i in range(20))))
     assert main(["--format", "html", log]) == 0 and capsys.readouterr().out.startswith("<!doctype html>")
@@ -391,9 +422,7 @@ def test_a_device_is_no_log(device, capsys):
     assert f"{device} is a device or a pipe" in said and said.count("\n") == 1
 
 def test_the_command_runs_as_a_module(tmp_path):
-    command = [sys.executable, "-m", "grpo_chess.doctor", str(DATA / "scratch_metrics.jsonl")]
-    env = os.environ | dict(PYTHONPATH=str(TOP))
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    done = module(DATA / "scratch_metrics.jsonl", cwd=tmp_path, capture_output=True)
     assert done.returncode == 0 and "No alarm." in done.stdout and not done.stderr
 
 def test_rows_of_the_default_run_keep_their_names():

@@ -24,6 +24,12 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
     assert e.value.filename == str(file)
     assert file.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
+@pytest.mark.parametrize("path", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_what_goes_to_an_open_file_comes_after_what_is_there(path, tmp_path):
+    code = f"from grpo_chess.files import *; print('first'); write_whole({path!r}, 'second\\n'); print('last')"
+    with (tmp_path/"out").open("w") as out: subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+    assert (tmp_path/"out").read_text() == "first\nsecond\nlast\n"
+
 def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
     (tmp_path/"link").symlink_to("file")
     write_whole(tmp_path/"link", "text")

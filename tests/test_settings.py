@@ -184,6 +184,15 @@ def test_work_goes_on_when_nobody_reads(where, tmp_path):
     assert (tmp_path/"done").exists() and "Error" not in done.stderr, done.stderr[-500:]
     assert (tmp_path/"status").read_text().strip() == "0"
 
+@pytest.mark.parametrize("where, status, says", [
+    ("> /dev/full", "2", "error: the result cannot be printed: No space left on device\n"), ("| head -1", "0", ""),
+    (">&-", "0", "")])
+def test_a_result_that_a_full_disk_takes_is_an_error(where, status, says):
+    command, env = script("print_result('line\\n'*300_000)")
+    shell = f'"$0" "$@" {where}; echo ${{PIPESTATUS[0]}} >&2'
+    done = subprocess.run(["bash", "-c", shell, *command], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stderr == f"{says}{status}\n"
+
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "2>&-"])
 def test_closed_streams_are_nobody_s_file(closed, tmp_path):
     "The next file that is opened would get their numbers, and what is printed would be written into it."

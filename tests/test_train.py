@@ -84,6 +84,8 @@ BAD = {     # arguments, which may name files of the folder above by {}; what th
     "weights cut short": ([*TINY, "--init", "{}/cut.safetensors"], "cut.safetensors"),
     "weights that are absent": ([*TINY, "--init", "{}/none.safetensors"], "none.safetensors"),
     "run folder exists": ([*TINY, "--name", "taken"], "exists"),
+    "a name that leaves its folder": ([*TINY, "--name", "../away"], "--out"),
+    "a name that is a path": ([*TINY, "--name", "{}/away"], "--out"),
     "resume what is not there": (["--resume", "{}/none"], "none"),
     "resume what is no run": (["--resume", "{}/taken"], "cannot read"),
     "engine that is no engine": ([*TINY, "--reward.judge", "engine", "--engine.path", "{}/notes.txt"], "notes.txt"),
