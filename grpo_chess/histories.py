@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from .history import History, from_rows
+from .history import History, as_number, from_rows
 from .panel import FOREIGN, METRICS, names_of
 from .settings import ConfigError, PlainLoader, flatten, one_line
 from .tracking import SERVICE, HistoryError
@@ -96,10 +96,9 @@ def ask_for_names(history:History)->str:
 # %% ../nbs/10_histories.ipynb #82b6e19b
 def value_of(x:Any)->float|None:
     "A logged value as a number; None if it was not measured or is none."
-    if isinstance(x, bool): return float(x)
-    if isinstance(x, int|float): return float(x)
+    if isinstance(x, int|float): return as_number(x)
     if not isinstance(x, str) or not x.strip(): return None
-    try: return float(x)
+    try: return as_number(float(x))
     except ValueError: return None
 
 # %% ../nbs/10_histories.ipynb #5d96ed13

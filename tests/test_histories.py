@@ -1,8 +1,10 @@
 "Logs of other trainers: what their names mean, what is said of those that mean nothing, and which file is read."
 import json
+import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from grpo_chess.doctor import as_html, as_markdown, diagnose, main
@@ -55,6 +57,17 @@ def test_a_row_without_a_step_belongs_to_the_step_before_it():
     assert steps_of(history, "eval_score") == [10] and steps_of(history, "loss") == [10, 20]
     odd = as_history([{"step": "nan", "entropy": 1.}, {"step": 5, "entropy": 1.}, {"step": "inf", "entropy": 1.}])
     assert steps_of(odd, "entropy") == [0, 5, 5]
+
+def test_a_number_that_no_float_holds_or_whose_square_is_none_is_infinite(tmp_path):
+    "Beyond 1e100 nothing is measured; an integer of JSON may have any length."
+    big = [10**400, -10**400, 1e308, -1e308, "1e308", "9"*400, 1e100, math.nan]
+    want = [math.inf, -math.inf, math.inf, -math.inf, math.inf, math.inf, 1e100, math.nan]
+    rows = [{"step": i, "reward": x, "entropy": 1.} for i, x in enumerate(big)] + [{"step": 10**400, "entropy": 1.}]
+    history = read_history(written(tmp_path / "x.jsonl", jsonl(rows)))
+    np.testing.assert_array_equal(history.columns["train/avg_reward"][1], want)
+    assert history.last_step == 7 and as_markdown(diagnose(history))
+    direct = from_rows([dict(step=i, x=x) for i, x in enumerate(big[:4])])
+    np.testing.assert_array_equal(direct.columns["x"][1], want[:4])
 
 # probabilities and their logarithms
 

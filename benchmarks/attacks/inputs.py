@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import random
+import re
 import resource
 import shutil
 import signal
@@ -24,13 +25,14 @@ WORDS = ["nan", "-inf", "9" * 400, "1e999", "-1", "0", "\x00", "\ufeff", "é" * 
          "\t", "\u2028", "K" * 2000, "[Variant \"Atomic\"]", "[FEN \"x\"]", "%s%n", "$" * 500, ";",
          "18446744073709551616",
          "8/8/8/8/8/8/8/8 w - - 0 1", "1e400", "-0", "true", "null", "mate 0", "cp", "bestmove", "bestmove (none)"]
+NUMBERS = ["0", "-1", "1e308", "-1e308", "nan", "-inf", "Infinity", "1e-320", "1e18", "9" * 400, "1,000", "null", '""']
 
 
 def mutate(data, rng):
-    "A text or bytes, damaged in one to four places: flipped, cut, doubled, with something strange put in."
+    "A text or bytes, damaged in one to four places: flipped, cut, doubled, with something strange put in for a number."
     data = bytearray(data)
     for _ in range(rng.randint(1, 4)):
-        at, kind = rng.randrange(len(data) + 1), rng.randrange(6)
+        at, kind = rng.randrange(len(data) + 1), rng.randrange(7)
         if kind == 0 and data:
             data[at % len(data)] ^= 1 << rng.randrange(8)
         elif kind == 1:
@@ -41,6 +43,8 @@ def mutate(data, rng):
             data[at:at] = data[at : at + rng.randint(1, 200)] * rng.randint(1, 8)
         elif kind == 4:
             data[at : at + rng.randint(0, 8)] = rng.randbytes(rng.randint(0, 8))
+        elif kind == 5 and (found := re.search(rb"-?\d+(\.\d+)?", data[at:])):
+            data[at + found.start() : at + found.end()] = rng.choice(NUMBERS).encode()
         else:
             data = data[:at]
     return bytes(data)
@@ -134,6 +138,27 @@ def line_readers(folder):
         json=(b'{"engine": "x", "own": []}', open_json, (ValueError, RecursionError)))
 
 
+def log_readers(folder):
+    "Logs of this and other trainers, read by the doctor to the end of its report. (To fit a clip fraction is slow.)"
+    from grpo_chess.doctor import as_markdown, diagnose
+    from grpo_chess.files import row_text
+    from grpo_chess.histories import HistoryError, read_history
+
+    rows = [dict(step=8 * i, reward=.1 * i, entropy=1. - .05 * i, kl=.001 * i, grad_norm=.3, learning_rate=1e-6,
+                 advantage_std=1. - .01 * i, response_length=300 - 9 * i, eval_score=.5, eval_games=20)
+            for i in range(16)]
+    console = [" - ".join(f"{name}:{x}" for name, x in row.items()) for row in rows]
+    table = [",".join(map(str, line)) for line in (rows[0], *(row.values() for row in rows))]
+    logs = {"csv": "\n".join(table), "txt": "\n".join(console), "json": json.dumps(dict(log_history=rows)),
+            "jsonl": "\n".join(map(json.dumps, rows)), "own.jsonl": "".join(map(row_text, rows))}
+
+    def doctor(path):
+        return as_markdown(diagnose(read_history(path)))
+
+    return {f"doctor {end}": (log.encode(), file(folder / f"log.{end}", doctor), HistoryError)
+            for end, log in logs.items()}
+
+
 def engine_readers():
     "What an engine says: a score, the best moves, the move it plays."
     from grpo_chess.engine import Job, PositionError, _read_best, _read_moves, _read_score, _strict
@@ -177,8 +202,8 @@ def label_readers(folder):
 
 def readers(folder):
     "Name -> example, what reads it, and the errors of one line that it may raise."
-    return (chess_readers(folder) | settings_readers(folder) | line_readers(folder) | engine_readers()
-            | weights_readers(folder) | label_readers(folder))
+    return (chess_readers(folder) | settings_readers(folder) | line_readers(folder) | log_readers(folder)
+            | engine_readers() | weights_readers(folder) | label_readers(folder))
 
 
 def examples(folder):
