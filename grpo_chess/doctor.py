@@ -129,12 +129,14 @@ def looked(diagnosis:Diagnosis)->str:
     return share + (f" Not judged: {', '.join(left)}." if left else "")
 
 def read_from(history:History)->str:
-    "Which file was read, which ones were not, and how steps are known."
+    "Which file was read, which ones were not, how steps are known, and whether some were repeated."
     said = [f"Read from `{history.source}`"] if history.source else []
     if history.others:
         more = f" and {len(history.others) - 4} more" if len(history.others) > 4 else ""
         said.append(f"not read, and there too: {', '.join(f'`{x}`' for x in history.others[:4])}{more}")
     if history.counted: said.append("no step column: rows are counted")
+    if history.repeated: said.append(f"{count(history.repeated, 'step')} {'was' if history.repeated == 1 else 'were'} "
+                                     "logged more than once: the last value counts")
     return "; ".join(said)[:1].upper() + "; ".join(said)[1:] + "."*bool(said)
 
 # %% ../nbs/10_doctor.ipynb #bf899ab0

@@ -27,6 +27,7 @@ class History:
     counted: bool = False                                 # no step was logged: rows were counted
     source: str = ""                                      # file that was read
     others: list[str] = field(default_factory=list)       # further logs that lay beside it
+    repeated: int = 0                                     # steps that some column has more than once
 
     def __contains__(self, name:str)->bool: return name in self.columns and bool(self.finite(name)[0].size)
 
@@ -63,18 +64,18 @@ def from_rows(
     name:str="",
 )->History:
     "A history from rows; None and text are no measurements, NaN is one. Where no row has a step, rows are counted."
-    found:dict[str, list[tuple[float, float]]] = {}
-    last = None
+    found:dict[str, dict[float, float]] = {}
+    last, again = None, set()
     for number, row in enumerate(rows):
         step = row.get("step")
         if step is not None and math.isfinite(as_number(step)): last = as_number(step)
         place = float(number) if last is None else last
         for key, value in row.items():
             if key == "step" or isinstance(value, bool) or not isinstance(value, int|float): continue
-            found.setdefault(key, []).append((place, as_number(value)))
-    columns = {key: (lambda x: (x[:, 0], x[:, 1]))(np.array(sorted(pairs, key=lambda p: p[0])))
-               for key, pairs in found.items()}
-    return History(columns, dict(config or {}), name, counted=last is None and bool(found))
+            if place in (column := found.setdefault(key, {})): again.add(place)
+            column[place] = as_number(value)      # of a run that was resumed the later value counts
+    columns = {key: (lambda x: (x[:, 0], x[:, 1]))(np.array(sorted(column.items()))) for key, column in found.items()}
+    return History(columns, dict(config or {}), name, counted=last is None and bool(found), repeated=len(again))
 
 # %% ../nbs/07_history.ipynb #history008
 def began(history:History)->float:

@@ -56,7 +56,7 @@ def test_a_row_without_a_step_belongs_to_the_step_before_it():
                           {"train/global_step": 20, "loss": .5}])
     assert steps_of(history, "eval_score") == [10] and steps_of(history, "loss") == [10, 20]
     odd = as_history([{"step": "nan", "entropy": 1.}, {"step": 5, "entropy": 1.}, {"step": "inf", "entropy": 1.}])
-    assert steps_of(odd, "entropy") == [0, 5, 5]
+    assert steps_of(odd, "entropy") == [0, 5]
 
 def test_a_number_that_no_float_holds_or_whose_square_is_none_is_infinite(tmp_path):
     "Beyond 1e100 nothing is measured; an integer of JSON may have any length."
@@ -142,6 +142,47 @@ def test_steps_that_were_counted_are_said_to_be_counted(tmp_path):
     told = read_history(log, names={"step": "step_to"})
     assert steps_of(told, "train/avg_reward")[0] == 1000 and not told.counted
     assert "no step column" not in as_markdown(diagnose(told)) and not from_rows([{"step": 0, "loss": 1.}]).counted
+
+# several rows of a step, and several runs
+
+def test_of_a_step_that_was_logged_twice_the_last_value_counts_and_that_is_said(tmp_path):
+    "A run that was resumed repeats steps. An evaluation logs a step again too, in columns of its own."
+    rows = [*(dict(step=i, reward=0., entropy=1.) for i in range(8)), *(dict(step=i, reward=1.) for i in range(5, 9))]
+    history = read_history(written(tmp_path / "x.jsonl", jsonl(rows)))
+    assert steps_of(history, "train/avg_reward") == [*range(9)] and steps_of(history, "entropy") == [*range(8)]
+    assert history.values("train/avg_reward").tolist() == [0]*5 + [1]*4 and history.repeated == 3
+    for text in (as_markdown(diagnose(history)), as_html(diagnose(history))):
+        assert "3 steps were logged more than once: the last value counts" in text
+    trl = as_history([{"step": 5, "reward": .1}, {"step": 5, "eval_reward": .2}])
+    assert trl.repeated == 0 and "more than once" not in as_markdown(diagnose(trl))
+
+@pytest.mark.parametrize("label", ["seed", "run", "Run ID", "name", "arm"])
+def test_runs_below_each_other_in_one_table_are_not_mixed(label, tmp_path, capsys):
+    rows = [(run, i, run + .01*i) for run in (3, 4) for i in range(9)]
+    text = f"{label},step,reward\n" + "".join("{},{},{}\n".format(*row) for row in rows)
+    lines = jsonl([{label: run, "step": i, "reward": x} for run, i, x in rows])
+    for log in (written(tmp_path / "x.csv", text), written(tmp_path / "x.jsonl", lines)):
+        assert main([str(log)]) == 2
+        said = capsys.readouterr().err
+        assert f"holds 2 runs (3, 4): name one as {log.name}#3" in said and said.count("\n") == 1
+        assert read_history(f"{log}#4").values("train/avg_reward")[0] == 4 and read_history(f"{log}#3").repeated == 0
+        with pytest.raises(HistoryError, match="2 runs"): read_history(f"{log}#5")
+
+def test_what_parts_runs_may_be_several_settings_or_no_run_at_all(tmp_path):
+    with pytest.raises(HistoryError, match=r"12 runs .*mismatch.csv#0.0001:1.3:0"): read_history(DATA / "mismatch.csv")
+    one = read_history(f"{DATA / 'mismatch.csv'}#0.0001:1.3:0")
+    assert one.repeated == 0 and one.values("entropy")[0] == 2.8
+    names = written(tmp_path / "n.csv", "name,T,reward\na/b,1,2\nc#d,1,3\n")
+    for run, reward in {"a/b": 2, "c#d": 3}.items():
+        assert read_history(f"{names}#{run}", {"step": "T"}).values("train/avg_reward") == [reward]
+    later = written(tmp_path / "l.csv", "run,step,reward\na,1,2\nb,2,3\n")       # sessions of one run
+    assert steps_of(read_history(later), "train/avg_reward") == [1, 2]
+
+def test_steps_may_have_their_thousands_apart(tmp_path):
+    rows = "".join(f'"{100*i:,}",{i}\n' for i in range(30))
+    history = read_history(written(tmp_path / "x.csv", "step,reward\n" + rows))
+    assert steps_of(history, "train/avg_reward") == [100*i for i in range(30)]
+    assert "reward_rises" in diagnose(history).names()
 
 # which file
 
