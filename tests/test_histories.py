@@ -69,6 +69,22 @@ def test_a_number_that_no_float_holds_or_whose_square_is_none_is_infinite(tmp_pa
     direct = from_rows([dict(step=i, x=x) for i, x in enumerate(big[:4])])
     np.testing.assert_array_equal(direct.columns["x"][1], want[:4])
 
+def test_a_log_with_checksums_is_refused_where_a_line_was_altered(tmp_path, capsys):
+    "Other people's logs have none, and are read as they are."
+    lines = [row_text({"step": i, "entropy": 1. + i, "kl_step": 9.}) for i in range(5)]
+    log = tmp_path / "metrics.jsonl"
+    for k, line in {2: lines[2].replace("9.0", "0.1"), 4: lines[4].replace("9.0", "0.1"), 1: '{"step": 1}\n'}.items():
+        written(log, "".join([*lines[:k], line, *lines[k+1:], lines[0]*(k == 4)]))
+        for source in (log, tmp_path):
+            assert main([str(source)]) == 2
+            said = capsys.readouterr().err
+            assert f"metrics.jsonl, line {k+1}: not as it was written" in said and said.count("\n") == 1
+    for last in (lines[4][:30], lines[4].replace("9.0", "0.1"), "\n"):       # torn: as read_metrics takes it
+        written(log, "".join([*lines[:4], last]))
+        assert read_history(tmp_path).last_step == 3 and read_history(log).unknown == []
+    foreign = jsonl([{"step": 0, "entropy": 1., "note": ", crc"}, {"step": 1, "entropy": 2.}])
+    assert read_history(written(log, foreign)).last_step == 1
+
 # probabilities and their logarithms
 
 def test_a_gap_of_probabilities_is_not_read_as_one_of_logarithms():
