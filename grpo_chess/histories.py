@@ -6,8 +6,8 @@
 __all__ = ['MOST', 'IGNORED', 'OWN', 'HERE', 'SHORT', 'NAMES', 'HELD_OUT', 'SEALED', 'RUNS', 'VERL_LINE', 'LOGS', 'EVENTS',
            'folded', 'resolve', 'near', 'parse_names', 'ask_for_names', 'value_of', 'step_of', 'choose_names',
            'as_history', 'text_of', 'parse_json', 'open_row', 'read_jsonl', 'flatten_once', 'chosen', 'rows_in',
-           'read_json', 'run_of', 'parts_runs', 'one_run', 'read_csv', 'read_console', 'read_config', 'find_logs',
-           'read_log', 'file_and_run', 'read_history']
+           'read_json', 'run_of', 'parts_runs', 'one_run', 'read_csv', 'read_console', 'read_config', 'age',
+           'find_logs', 'read_log', 'file_and_run', 'read_history']
 
 # %% ../nbs/10_histories.ipynb #a59ecc76
 import csv
@@ -139,7 +139,9 @@ def as_history(
         return {c: sign[c]*v for c, v in values.items() if v is not None}
     history = from_rows((taken(row) for row in rows), config, name)
     numeric = {key for row in rows for key, v in row.items() if value_of(v) is not None}
-    history.logged = {column: key for column, key in chosen.items() if folded(key) != column}
+    read = {*history.columns, "step"}        # a column of text alone is chosen and not read
+    history.logged = {column: key for column, key in chosen.items() if folded(key) != column and column in read}
+    history.missed = [key for key in (names or {}).values() if key not in keys]
     history.unknown = sorted(k for k in numeric - set(chosen.values()) if not resolve(k) and not IGNORED.search(k))
     if history.columns: return history
     strange, way = ", ".join(history.unknown[:8]) or "it has no numbers", ask_for_names(history)
@@ -269,11 +271,11 @@ def read_csv(
     try: rows = list(csv.DictReader(lines, delimiter=comma))
     except csv.Error as e: raise HistoryError(f"{path}: not CSV: {e}") from None
     keys = [k for k in (rows[0] if rows else []) if k and not k.endswith(("__MIN", "__MAX"))]
-    runs = list(dict.fromkeys(k.split(" - ")[0] for k in keys if " - " in k))
+    runs = list(dict.fromkeys(k.rpartition(" - ")[0] for k in keys if " - " in k))      # a run's name may have one too
     if len(runs) > 1 or run and runs:
-        meant, run = f"{chosen(runs, run, path)} - ", ""
-        keys = [k for k in keys if " - " not in k or k.startswith(meant)]
-    plain = {k: "_step" if k == "Step" else k.split(" - ", 1)[-1] for k in keys}      # W&B's own, which counts calls
+        meant, run = chosen(runs, run, path), ""
+        keys = [k for k in keys if k.rpartition(" - ")[0] in ("", meant)]
+    plain = {k: "_step" if k == "Step" else k.rpartition(" - ")[2] for k in keys}      # W&B's own, which counts calls
     def number(x:Any)->Any: return re.sub(r"^([-+]?\d+),(\d+)", r"\1.\2", x) if comma == ";" and x else x
     return one_run([{plain[k]: number(row[k]) for k in keys} for row in rows], run, path, names or {})
 
@@ -307,15 +309,23 @@ LOGS = ("metrics.jsonl", "trainer_state.json", "*.wandb", "checkpoint-*/trainer_
 EVENTS = ("TensorBoard's event files are not read; export them: pip install tbparse; python -c \"from tbparse import "
           "SummaryReader as R; R('FOLDER', pivot=True).scalars.to_csv('run.csv')\"; then name run.csv")
 
+def age(path:Path)->tuple[int, float]:
+    "The step of a checkpoint, then the time of a file: what is newer is larger."
+    step = re.fullmatch(r"checkpoint-(\d{1,18})", path.parent.name)
+    return int(step[1]) if step else 0, path.stat().st_mtime
+
 def find_logs(folder:Path)->list[Path]:
     "The logs in a folder, the one to read first; HistoryError lists what is looked for."
     found:dict[Path, Path] = {}
     for pattern in LOGS:
-        for path in sorted(folder.glob(pattern), key=lambda p: p.stat().st_mtime, reverse=True):
-            found.setdefault(path.resolve(), path)
-    if found: return list(found.values())
+        for path in sorted(folder.glob(pattern), key=age, reverse=True): found.setdefault(path.resolve(), path)
+    if found: return sorted(found.values(), key=lambda p: not p.stat().st_size)      # an empty one comes last
     if any(True for pattern in ("*tfevents*", "*/*tfevents*") for _ in folder.glob(pattern)):
         raise HistoryError(f"{folder}: {EVENTS}")
+    inner = (path for pattern in LOGS[:4] for path in folder.glob(f"*/{pattern}"))
+    if runs := sorted({path.relative_to(folder).parts[0] for path in inner}):
+        told = ", ".join(runs[:6]) + " …"*(len(runs) > 6)
+        raise HistoryError(f"{folder}: holds {len(runs)} runs ({told}): name one as {folder/runs[0]}")
     raise HistoryError(f"{folder}: no metrics.jsonl, trainer_state.json, .wandb, .jsonl, .csv or .tsv in it")
 
 def read_log(
@@ -353,6 +363,7 @@ def read_history(
     names:dict[str, str]|None=None,    # column -> its name in the log, where the tables do not know it
 )->History:
     "The history of a run, whoever trained it; HistoryError says in one line why not."
+    if not str(source).strip(): raise HistoryError("name a run: a folder, a file or wandb:ENTITY/PROJECT/RUN")
     if SERVICE.fullmatch(str(source)):
         tracked = read_tracked(source)
         return as_history(tracked.rows, tracked.config, tracked.name, names)

@@ -24,6 +24,7 @@ class History:
     name: str = ""
     unknown: list[str] = field(default_factory=list)      # names in the log that mean nothing here
     logged: dict[str, str] = field(default_factory=dict)  # column -> its name in the log, where that is another one
+    missed: list[str] = field(default_factory=list)       # names that were said to be in the log and are not
     counted: bool = False                                 # no step was logged: rows were counted
     source: str = ""                                      # file that was read
     others: list[str] = field(default_factory=list)       # further logs that lay beside it

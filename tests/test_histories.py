@@ -239,3 +239,39 @@ def test_one_of_several_runs_in_a_file_is_named_behind_it(tmp_path):
     one = written(tmp_path / "one.jsonl", '{"entropy": 1}')
     with pytest.raises(HistoryError, match="one run"): read_history(f"{one}#a")
     assert read_history(written(tmp_path / "a#b.jsonl", '{"entropy": 1}')).values("entropy") == [1]
+
+def test_runs_of_an_export_may_have_dashes_in_their_names(tmp_path):
+    one = written(tmp_path / "one.csv", "Step,lr - 1e-6 - train/reward,lr - 1e-6 - train/entropy\n0,.1,2\n")
+    assert read_history(one).values("train/avg_reward") == [.1] and read_history(one).values("entropy") == [2]
+    two = written(tmp_path / "two.csv", "Step,grpo - lr1 - entropy,grpo - lr2 - entropy\n0,1,2\n")
+    with pytest.raises(HistoryError, match=r"2 runs \(grpo - lr1, grpo - lr2\)"): read_history(two)
+    assert read_history(f"{two}#grpo - lr2").values("entropy") == [2]
+
+def test_an_empty_log_is_passed_over_and_the_last_checkpoint_counts(tmp_path):
+    written(tmp_path / "metrics.jsonl", "")
+    for step, seconds in ((50, 9), (100, 5)):
+        state = json.dumps({"log_history": [{"step": step, "loss": 1.}]})
+        at(written(tmp_path / f"checkpoint-{step}/trainer_state.json", state), seconds)
+    assert read_history(tmp_path).source == "checkpoint-100/trainer_state.json"
+    (tmp_path / "alone").mkdir()
+    with pytest.raises(HistoryError, match="no row"): read_history(written(tmp_path / "alone/metrics.jsonl", "").parent)
+
+def test_a_folder_of_runs_names_them_and_no_name_is_no_folder(tmp_path, monkeypatch, capsys):
+    for name in "ab": written(tmp_path / f"runs/{name}/metrics.jsonl", '{"step": 0, "loss": 1}')
+    told = r"holds 2 runs \(a, b\): name one as .*runs/a$"
+    with pytest.raises(HistoryError, match=told): read_history(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path / "runs/a")
+    assert main([""]) == 2 and "name a run" in capsys.readouterr().err
+
+def test_what_was_given_and_is_not_there_is_said_and_what_holds_text_is_not_read(tmp_path, capsys):
+    log = written(tmp_path / "x.csv", "step,avg_reward,policy_entropy,reward\n" + "1,.1,high,.1\n"*3)
+    assert main([str(log), "--names", "reward=nope"]) == 0
+    said = capsys.readouterr().out
+    assert "`nope` is not in it" in said and "policy_entropy" not in said
+    assert main([str(log), "--names", "reward=avg_reward", "--format", "html"]) == 0
+    assert "is not in it" not in capsys.readouterr().out
+
+def test_of_many_unknown_names_some_are_shown(tmp_path):
+    history = read_history(written(tmp_path / "x.jsonl", json.dumps({"loss": 1} | {f"x{i}": i for i in range(2000)})))
+    told = as_markdown(diagnose(history))
+    assert len(told) < 6000 and "and 1,976 more" in told
