@@ -55,6 +55,7 @@ def early(history:History, name:str, last:float)->float:
     steps, values = history.finite(name)
     return float(values[steps <= last].mean()) if (steps <= last).any() else math.nan
 
+# %% ../nbs/07_detectors.ipynb #94e8659b
 def gets_better(history:History, since:float=-math.inf)->bool:
     "Does the reward rise, its interval leaving out 0? False where no reward was logged."
     trend = reward_trend(history, since)

@@ -129,6 +129,7 @@ def looked(diagnosis:Diagnosis)->str:
     share = f"{d.asked} of {count(d.asked + len(d.skipped), 'check')} could look ({seen})."
     return share + (f" Not judged: {', '.join(left)}." if left else "")
 
+# %% ../nbs/10_doctor.ipynb #bf899afb
 def read_from(history:History)->str:
     "Which file was read, which ones were not, how steps are known, and whether some were repeated."
     said = [f"Read from `{history.source}`"] if history.source else []

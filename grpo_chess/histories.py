@@ -185,6 +185,7 @@ def read_jsonl(path:Path)->list[dict]:
         rows.append({"step": row["step"], **inner} if isinstance(inner, dict) and "step" in row else flatten_once(row))
     return rows
 
+# %% ../nbs/10_histories.ipynb #13d486e6
 def flatten_once(row:dict)->dict:
     "Nested metrics as names with a slash."
     return {k if n is None else f"{k}/{n}": v for k, x in row.items()
@@ -328,6 +329,7 @@ def find_logs(folder:Path)->list[Path]:
         raise HistoryError(f"{folder}: holds {len(runs)} runs ({told}): name one as {folder/runs[0]}")
     raise HistoryError(f"{folder}: no metrics.jsonl, trainer_state.json, .wandb, .jsonl, .csv or .tsv in it")
 
+# %% ../nbs/10_histories.ipynb #14d1227c
 def read_log(
     log:Path,
     run:str="",      # of several in it
@@ -369,6 +371,7 @@ def read_history(
         return as_history(tracked.rows, tracked.config, tracked.name, names)
     path, run = file_and_run(str(source))
     if not path.exists(): raise HistoryError(f"there is no {path}; a run at W&B is named wandb:ENTITY/PROJECT/RUN")
+    if not path.is_dir() and not path.is_file(): raise HistoryError(f"{path} is neither a file nor a folder")
     logs = find_logs(path) if path.is_dir() else [path]
     parts = [x for x in logs[1:] if x.suffix == ".wandb" and x.name == logs[0].name]
     rows, config = read_log(logs[0], run, parts, names)

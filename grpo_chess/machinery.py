@@ -287,6 +287,7 @@ def divergence(history:History)->Finding|None:
                        dict(usual=usual, last=last), (name,))
     return None
 
+# %% ../nbs/07_machinery.ipynb #367da11e
 @check("grad_norm")
 def grad_spikes(history:History)->Finding|None:
     "Several gradients twenty times the median."

@@ -275,3 +275,6 @@ def test_of_many_unknown_names_some_are_shown(tmp_path):
     history = read_history(written(tmp_path / "x.jsonl", json.dumps({"loss": 1} | {f"x{i}": i for i in range(2000)})))
     told = as_markdown(diagnose(history))
     assert len(told) < 6000 and "and 1,976 more" in told
+
+def test_a_device_is_no_log():
+    with pytest.raises(HistoryError, match="neither a file nor a folder"): read_history("/dev/zero")
