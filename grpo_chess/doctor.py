@@ -137,6 +137,7 @@ def read_from(history:History)->str:
         more = f" and {len(history.others) - 4} more" if len(history.others) > 4 else ""
         said.append(f"not read, and there too: {', '.join(f'`{x}`' for x in history.others[:4])}{more}")
     said += [f"`{name}` is not in it, so `--names` did nothing there" for name in history.missed]
+    said += [f"`{name}` was read as per cent" for name in history.per_cent]
     if history.counted: said.append("no step column: rows are counted")
     if history.repeated: said.append(f"{count(history.repeated, 'step')} {'was' if history.repeated == 1 else 'were'} "
                                      "logged more than once: the last value counts")

@@ -29,6 +29,7 @@ class History:
     source: str = ""                                      # file that was read
     others: list[str] = field(default_factory=list)       # further logs that lay beside it
     repeated: int = 0                                     # steps that some column has more than once
+    per_cent: list[str] = field(default_factory=list)     # names in the log of shares that were logged in per cent
 
     def __contains__(self, name:str)->bool: return name in self.columns and bool(self.finite(name)[0].size)
 

@@ -276,5 +276,14 @@ def test_of_many_unknown_names_some_are_shown(tmp_path):
     told = as_markdown(diagnose(history))
     assert len(told) < 6000 and "and 1,976 more" in told
 
+def test_a_share_in_per_cent_is_a_share():
+    "A clip fraction of 12 was called two temperatures, with a certainty of 0.01."
+    rows = [dict(step=i, clip_fraction=12 + i % 3, entropy=2.) for i in range(20)]
+    history = as_history(rows)
+    assert history.values("clip_region").max() == pytest.approx(.14) and history.per_cent == ["clip_fraction"]
+    assert "`clip_fraction` was read as per cent" in as_markdown(diagnose(history))
+    same = as_history([r | dict(clip_fraction=r["clip_fraction"]/100) for r in rows])
+    assert not same.per_cent and diagnose(same).names() == diagnose(history).names()
+
 def test_a_device_is_no_log():
     with pytest.raises(HistoryError, match="neither a file nor a folder"): read_history("/dev/zero")
