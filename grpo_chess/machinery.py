@@ -272,22 +272,25 @@ BROKEN = ("loss", "ppo_loss", "grad_norm", "entropy", "approx_kl", "kl_engines",
           "mean_ratio", "kl_reference", "advantage_std")        # what is a number in every step of a sound run
 ALWAYS = ("loss", "ppo_loss", "grad_norm")                      # and what nobody logs without measuring it
 
+# %% ../nbs/07_machinery.ipynb #367da11e
 @check("grad_norm|approx_kl|kl_engines|loss|kl_reference")
 def divergence(history:History)->Finding|None:
-    "The last tenth is fifty times the median of the first half, and rises."
+    "The last tenth is fifty times the median of the first half, and rises; a KL to the start five times, for nothing."
     for name in ("grad_norm", "approx_kl", "kl_engines", "loss", "kl_reference"):
         steps, x = history.finite(name)
         x = np.abs(x)
         if len(x) < 20: continue
         usual, last = float(np.median(x[len(x)//10:len(x)//2])), float(np.median(x[-max(3, len(x)//10):]))
-        if last < 50*max(usual, 1e-4) or not theil_sen(steps, x).rises: continue
+        late, whole = reward_trend(history, (steps[0] + steps[-1])/2), reward_trend(history)
+        stalls = late is not None and whole is not None and late.slope*late.span < whole.slope*whole.span/10
+        far = name == "kl_reference" and last > 2 and last > 5*usual and stalls
+        if (last < 50*max(usual, 1e-4) and not far) or not theil_sen(steps, x).rises: continue
         if name == "kl_reference" and last < 1: continue          # it grows in every run that learns
         said = f"`{name}` is {last:.3g} at the end and was {usual:.3g} in the first half."
         return Finding("divergence", "critical", .85, said, (int(steps[len(x)//2]), int(steps[-1])),
                        dict(usual=usual, last=last), (name,))
     return None
 
-# %% ../nbs/07_machinery.ipynb #367da11e
 @check("grad_norm")
 def grad_spikes(history:History)->Finding|None:
     "Several gradients twenty times the median."

@@ -184,12 +184,17 @@ CASES |= {
 
 @check("cut_off")
 def cut_off(history:History)->Finding|None:
-    "Most samples end at the length limit."
-    share, steps = typical_end(history, "cut_off"), history.finite("cut_off")[0]
-    if not share > .5 or len(steps) < 3: return None
-    grave = "note" if still_rises(history, (steps[0] + 2*steps[-1])/3) else "critical" if share > .9 else "warning"
-    return Finding("cut_off", grave, .9, f"In the last part of the run {share:.0%} of the samples are cut off at the "
-                   "length limit.", (int(steps[0]), int(steps[-1])), dict(share=share), ("cut_off", "length"))
+    "Most samples end at the length limit, or more and more of them do."
+    share, (steps, values) = typical_end(history, "cut_off"), history.finite("cut_off")
+    if len(steps) < 3: return None
+    first = ends(values)[0]
+    more = len(steps) >= 20 and share > .2 and first < share/4
+    if not share > .5 and not more: return None
+    learns = still_rises(history, (steps[0] + 2*steps[-1])/3) and not more   # what is cut off earns by chance
+    grave = "note" if learns else "critical" if share > .9 else "warning"
+    said = f"In the last part of the run {share:.0%} of the samples are cut off at the length limit"
+    return Finding("cut_off", grave, .9, said + f", in the first {first:.1%}."*more + "."*(not more),
+                   (int(steps[0]), int(steps[-1])), dict(share=share, first=first), ("cut_off", "length"))
 
 # %% ../nbs/07_plain.ipynb #plain023
 @check("length", "train/avg_reward|expected_regret|eval_score")

@@ -7,6 +7,7 @@ import pytest
 from grpo_chess.doctor import as_markdown, diagnose
 from grpo_chess.firststep import normalised, numbers_of, two_temperatures
 from grpo_chess.histories import as_history
+from grpo_chess.history import from_rows
 from grpo_chess.figures import data
 from grpo_chess.panel import read_metrics
 from grpo_chess.watch import alarms
@@ -300,3 +301,16 @@ def test_a_slow_gain_under_a_noise_that_lasts_is_not_called_lost():
 def test_a_reward_without_a_trend_is_hardly_ever_lost():
     assert not sum("reward_lost" in diagnose(log({"reward": noise}, n, seed)).names()
                    for n in (60, 300) for seed in range(40))
+
+def test_ever_more_samples_that_are_cut_off_are_an_alarm_though_the_reward_rises():
+    rows = [dict(step=i, cut_off=.005 + .4*(i/100)**2, **{"train/avg_reward": .2 + .005*i}) for i in range(100)]
+    found, = diagnose(from_rows(rows)).alarms
+    assert found.name == "cut_off" and "in the first 0.6%" in found.says
+    few = [r | dict(cut_off=r["cut_off"]/4) for r in rows]
+    assert not diagnose(from_rows(few)).alarms
+
+def test_a_policy_that_leaves_its_start_for_nothing_diverges():
+    def run_of(gain): return [{"step": i, "kl_reference": .02 + 5*(i/100)**3, "entropy": 2.,
+                               "train/avg_reward": .2 + .006*min(i, 50) + gain*max(0, i - 50)} for i in range(100)]
+    assert [f.name for f in diagnose(from_rows(run_of(0.))).alarms] == ["divergence"]
+    assert not diagnose(from_rows(run_of(.006))).alarms
