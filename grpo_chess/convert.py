@@ -18,7 +18,7 @@ import chess.pgn
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .board import ACTIONS, action_to_move, legal_actions, parse_fen, tokens
+from .board import ACTIONS, PositionError, action_to_move, legal_actions, parse_fen, tokens
 from .engine import CP_MAX, MATE
 from .files import locked
 from .labels import (ACTION_SPACE, UNKNOWN, LabelError, Labels, at_least, bar, make_folder, make_labels,
@@ -95,8 +95,12 @@ def what_is_wrong(game:chess.pgn.Game)->str:
     board = game.board()
     if board.chess960 or type(board) is not chess.Board: return f"not standard chess but {game.headers.get('Variant')}"
     if not board.is_valid(): return f"it starts from {board.fen()!r}, which is no legal position"
+    if "FEN" in game.headers:                   # counters beyond all games
+        try: parse_fen(board.fen())
+        except PositionError as e: return f"it starts from a position that is refused: {e}"
     return "" if all(game.mainline_moves()) else "a null move (--): one side did not move"
 
+# %% ../nbs/09_convert.ipynb #246083cz
 def read_whole(lines)->_Game|None:
     "The next game of something with `readline`; its `wrong` says whether it can be used."
     return chess.pgn.read_game(lines, Visitor=_Whole)

@@ -106,7 +106,8 @@ def entropy_collapse(history:History)->Finding|None:
     known = history.first("expected_regret", "train/avg_reward", "eval_score")
     low = steps[np.argmax(entropy < (max(start/4, .1) if start >= .2 else start/10))]
     return Finding("entropy_collapse", "critical", .95 if known else .8,
-                   f"Entropy fell from {start:.2f} to {end:.3f} nats, {math.exp(start):.1f} to {math.exp(end):.1f} "
+                   f"Entropy fell from {start:.2f} to {end:.3f} nats, "
+                   f"{math.exp(min(start, 50)):.1f} to {math.exp(end):.1f} "
                    f"effective moves, and {'the reward no longer rises' if known else 'no reward was logged'}.",
                    (int(low), int(steps[-1])), dict(start=start, end=end), ("entropy", known or "entropy"))
 

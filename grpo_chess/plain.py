@@ -153,7 +153,8 @@ def entropy_rises(history:History)->Finding|None:
     start, end = ends(entropy)
     if not (end > 2*start and end - start > .3 and theil_sen(steps, entropy, OFTEN).rises): return None
     return Finding("entropy_rises", "warning", .8, f"Entropy rises from {start:.2f} to {end:.2f} nats, "
-                   f"{math.exp(start):.1f} to {math.exp(end):.1f} equally likely choices, and the reward does not.",
+                   f"{math.exp(min(start, 50)):.1f} to {math.exp(min(end, 50)):.1f} equally likely choices, "
+                   "and the reward does not.",
                    (int(steps[0]), int(steps[-1])), dict(start=start, end=end), ("entropy", "train/avg_reward"))
 
 # %% ../nbs/07_plain.ipynb #plain022

@@ -2,6 +2,7 @@
 import random
 
 import chess
+import chess.pgn
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from grpo_chess.board import ACTIONS, tokens
-from grpo_chess.convert import ConvertConfig, convert
+from grpo_chess.convert import ConvertConfig, convert, what_is_wrong
 from grpo_chess.engine import MATE
 from grpo_chess.labels import UNKNOWN, LabelError, read_manifest, read_shard
 from grpo_chess.reward import MOVE_NAMES
@@ -198,3 +199,8 @@ def test_null_moves_are_bad_rows(tmp_path):
     evals = dict(fen=["8/8/4k3/8/8/4K3/8/Q7 w - -"], line=["0000"], depth=[9], knodes=[1], cp=[3], mate=[None])
     pq.write_table(pa.table(evals | dict(mate=pa.array([None], pa.int32()))), tmp_path/"n.parquet")
     with pytest.raises(LabelError, match="0000 is no legal move"): converted(tmp_path, files=str(tmp_path/"n.parquet"))
+
+
+def test_a_game_whose_counters_are_beyond_all_games_is_told_of():
+    game = chess.pgn.Game.from_board(chess.Board("4k3/8/8/8/8/8/4P3/4K3 w - - 0 " + "9"*30))
+    assert "refused" in what_is_wrong(game)

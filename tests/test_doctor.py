@@ -499,3 +499,7 @@ def test_engines_that_agree_hide_no_clip():
         assert said.alarms and "usual_gap" not in {f.name for f in said.findings}
     sound = diagnose(from_rows([r | dict(clip_region=0.) for r in rows], config))
     assert "usual_gap" in {f.name for f in sound.findings} and not sound.alarms
+
+def test_an_entropy_beyond_all_reason_is_no_traceback():
+    for column in ([1e18]*5 + [.1]*40, [.1]*5 + [1e18]*40):
+        diagnose(from_rows([dict(step=i, entropy=x, **{"train/avg_reward": .1}) for i, x in enumerate(column)]))
