@@ -101,7 +101,7 @@ def finding_lines(history:History, finding:Finding, number:int)->list[str]:
 
 # %% ../nbs/10_doctor.ipynb #bf899afa
 SUBJECTS = {     # what checks judge, in the order in which one wants to know it
-    "the ratio before the first update": ("first_step", "stale_policy", "ratio_is_one"),
+    "the ratio before the first update": ("first_step", "stale_policy", "ratio_is_one", "engines_apart"),
     "the reward": ("flat_reward", "wrong_way", "constant_reward", "reward_lost", "reward_line"),
     "entropy": ("entropy_collapse", "slow_collapse", "entropy_rises"), "groups": ("group_collapse", "no_spread"),
     "sharpening": ("sharpening",), "reward noise": ("reward_noise",),

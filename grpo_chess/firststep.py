@@ -110,8 +110,7 @@ class Cause:
     sizes: tuple[float, ...]                      # to try
     whole: str = "sampler"                        # whose policy is the whole one, of which the other is made
 
-def _steps(low:float, high:float, count:int)->tuple[float, ...]:
-    return tuple(float(x) for x in np.geomspace(low, high, count))
+def _steps(low:float, high:float, count:int)->tuple[float, ...]: return tuple(np.geomspace(low, high, count).tolist())
 
 TOP_P, TOP_K = tuple(float(p) for p in np.arange(.4, 1., .02)) + (.99,), tuple(float(k) for k in range(2, 30))
 CAUSES = {
@@ -291,15 +290,18 @@ def samples_of(history:History)->float:
 def first_numbers(history:History)->Numbers:
     "The numbers of the first steps, whatever a trainer calls them."
     at, source = partial(at_first, history), kl_column(history)
+    largest = history.values("is_ratio_max")[:FIRST]       # always the same: cut off there, so their mean says nothing
+    mean = math.nan if len(largest) > 1 and largest[0] > 1 and not np.ptp(largest) else at("is_ratio_mean")
     kl = math.pi*at(source)**2/4 if source == "logp_gap_mean" else at(source)      # the gap is of a normal log-ratio
     both = source == "kl_engines" and bool(history.first("kl_exact", "approx_kl"))
     if both or source == "logp_gap_mean" and "ratio_error" not in history:     # another ratio than the clip fraction's
-        return Numbers(kl=kl, mean_ratio=at("is_ratio_mean"), ess=at("ess"), entropy=at("entropy"))
+        return Numbers(kl=kl, mean_ratio=mean, ess=at("ess"), entropy=at("entropy"))
     low, high, clip = at("clip_low"), at("clip_high"), at("clip_region")
     if not math.isfinite(clip): clip = low + high
     if not math.isfinite(clip):        # TRL and verl count those that bind: about half, as the advantage's sign is free
         low, high, clip = 2*at("clip_binding_low"), 2*at("clip_binding_high"), 2*at("clip_binding")
-    return Numbers(clip, kl, at("mean_ratio", "is_ratio_mean"), at("ess"), low, high, at("entropy_gap"), at("entropy"))
+    if "mean_ratio" in history: mean = at("mean_ratio")
+    return Numbers(clip, kl, mean, at("ess"), low, high, at("entropy_gap"), at("entropy"))
 
 def explain(history:History)->list[Fit]:
     "All causes fitted to the first steps of a run, best first; empty if there is no KL to fit to."
@@ -320,7 +322,8 @@ def explain(history:History)->list[Fit]:
 WOULD = ("Compute the log-probabilities of one batch twice with the loss's function, and compare them with the "
          "sampler's.")
 SPOILS = ("clip_fraction", "controller_saturated", "lr_too_high", "entropy_collapse", "slow_collapse", "group_collapse",
-          "flat_reward", "reward_falls", "divergence", "grad_spikes", "not_a_number", "evaluation_floor")
+          "flat_reward", "reward_falls", "divergence", "grad_spikes", "not_a_number", "evaluation_floor",
+          "engines_apart")
 CASES |= {
     "two_temperatures": Case(
         "two temperatures",

@@ -504,3 +504,39 @@ def test_engines_that_agree_hide_no_clip():
 def test_an_entropy_beyond_all_reason_is_no_traceback():
     for column in ([1e18]*5 + [.1]*40, [.1]*5 + [1e18]*40):
         diagnose(from_rows([dict(step=i, entropy=x, **{"train/avg_reward": .1}) for i, x in enumerate(column)]))
+
+def two_programs(column, first, last, steps=60, **others):
+    "A run whose sampler and trainer go from one gap to another, and that learns nothing else wrong."
+    rng = np.random.default_rng(5)
+    return from_rows([dict(step=i, **{column: (first + (last - first)*i/(steps - 1))*rng.uniform(.9, 1.1)},
+                           grad_norm=rng.uniform(.9, 1.1), entropy=1.5, **others) for i in range(steps)])
+
+@pytest.mark.parametrize("column, first, last", [
+    ("kl_engines", .001, .2), ("logp_gap_mean", .01, .3), ("prob_gap_mean", .004, .08), ("prob_gap_mean", .09, .1)])
+def test_programs_that_are_two_policies_are_no_matter_of_the_learning_rate(column, first, last):
+    d = diagnose(two_programs(column, first, last))
+    assert d.alarms[0].name == "engines_apart", d.names()
+    assert not {"lr_too_high", "divergence"} & set(d.names())
+    assert "A lower learning rate changes nothing" in d.alarms[0].change
+
+@pytest.mark.parametrize("column, first, last", [
+    ("kl_engines", .001, .02), ("logp_gap_mean", .06, .08), ("logp_gap_mean", .01, .05), ("prob_gap_mean", .01, .03)])
+def test_programs_that_round_differently_are_not_held_against_a_run(column, first, last):
+    assert "engines_apart" not in diagnose(two_programs(column, first, last)).names()
+
+def sampled_ratios(cap, noise=.5, seed=11):
+    "What TRL logs of two programs whose scores differ by noise, importance ratios cut off at `cap`."
+    rng = np.random.default_rng(seed)
+    scores = rng.standard_normal((200, 300))*np.exp(.5*rng.standard_normal((200, 1)))*2.2
+    sampler, trainer = normalised(scores), normalised(scores + noise*rng.standard_normal(scores.shape))
+    taken = (rng.random((200, 40, 1)) > np.exp(sampler).cumsum(1)[:, None]).sum(2).clip(max=299)
+    gap = np.take_along_axis(trainer - sampler, taken, 1)
+    ratio = np.minimum(np.exp(gap), cap)
+    return dict(logp_gap_mean=abs(gap).mean(), is_ratio_mean=ratio.mean(), is_ratio_max=ratio.max(), entropy=3.5)
+
+def test_importance_ratios_that_were_cut_off_do_not_change_the_cause():
+    free, capped = ([dict(step=i, **sampled_ratios(cap, seed=11 + i)) for i in range(4)] for cap in (1e9, 2.))
+    assert capped[0]["is_ratio_mean"] < free[0]["is_ratio_mean"] - .01
+    first, second = (diagnose(from_rows(rows)).findings[0] for rows in (free, capped))
+    assert first.name == second.name and abs(first.evidence["size"] - second.evidence["size"]) < .05
+    assert "mean ratio" in first.says and "mean ratio" not in second.says
