@@ -18,9 +18,9 @@ from .board import (
     ACTION_TO, PositionError, action_to_move, legal_actions, parse_fen, position_key, terminal)
 
 # %% auto #0
-__all__ = ['PHASES', 'OPENING_POINTS', 'OPENING_HOME', 'ENDGAME_POINTS', 'TRIES', 'MOST_ODDS', 'points', 'men_at_home',
-           'phase_of', 'random_move', 'random_position', 'within_window', 'read_positions', 'PositionsConfig',
-           'at_odds', 'start_positions']
+__all__ = ['PHASES', 'OPENING_POINTS', 'OPENING_HOME', 'ENDGAME_POINTS', 'TRIES', 'CANDIDATES', 'MOST_ODDS', 'points',
+           'men_at_home', 'phase_of', 'random_move', 'random_position', 'within_window', 'read_positions',
+           'PositionsConfig', 'at_odds', 'start_positions']
 
 # %% ../nbs/06_positions.ipynb #b46f9751
 def points(
@@ -246,17 +246,25 @@ def _usable(path:str, mtime:int, phase:str)->list[chess.Board]:
     if boards: return list(boards.values())
     raise PositionError(f"{path} holds no {'unfinished' if phase == 'mixed' else phase} position to start from")
 
-def _file_starts(n:int, cfg:PositionsConfig, seed:int, step:int, pool, first:int)->list[chess.Board]:
-    "Starts from a file, in the order of this step; PositionError when the window lets nothing pass."
+CANDIDATES = 4       # of a file with a window, for each start
+
+@lru_cache(4)
+def _order(n:int, seed:int, epoch:int)->list[int]:
+    random.Random(f"{seed} {epoch}").shuffle(order := list(range(n)))
+    return order
+
+def _file_starts(n:int, cfg:PositionsConfig, seed:int, step:int, pool, first:int, boards:int)->list[chess.Board]:
+    "Starts from a file, epoch after epoch; PositionError when the window lets nothing pass."
     path = Path(cfg.file)
-    boards = _usable(cfg.file, path.stat().st_mtime_ns if path.is_file() else 0, cfg.phase)
-    random.Random(f"{seed} {step}").shuffle(order := list(range(len(boards))))
-    kept:list[chess.Board] = []
-    for start in range(0, len(order), 64):
+    usable = _usable(cfg.file, path.stat().st_mtime_ns if path.is_file() else 0, cfg.phase)
+    def at(k:int)->int: return _order(len(usable), seed, k//len(usable))[k % len(usable)]
+    begin, kept = step*boards*(CANDIDATES if cfg.window_cp else 1), list[int]()
+    for k in range(begin, begin + max(2*len(usable), first + n), 64):         # twice: a whole order is among them
         if len(kept) >= first + n: break
-        block = [boards[j] for j in order[start:start + 64]]
-        kept += [b for b, good in zip(block, _balanced(block, cfg, pool)) if good]
-    if kept: return [kept[i % len(kept)].copy() for i in range(first, first + n)]
+        block = [at(j) for j in range(k, k + 64)]
+        kept += [j for j, good in zip(block, _balanced([usable[j] for j in block], cfg, pool)) if good]
+        if cfg.window_cp: kept = list(dict.fromkeys(kept))                    # orders meet in the middle of a step
+    if kept: return [usable[kept[i % len(kept)]].copy() for i in range(first, first + n)]
     raise PositionError(f"no position of {cfg.file} is within {cfg.window_cp} cp: raise positions.window_cp")
 
 # %% ../nbs/06_positions.ipynb #0dds0001
@@ -284,11 +292,13 @@ def start_positions(
     step:int,                 # training step
     pool=None,                # engine pool for the window; unused when window_cp is 0
     first:int=0,              # index of the first one, when a batch is shared between machines
+    boards:int=0,             # how many the step has in all of them; 0: first + n
 )->list[chess.Board]:         # [n] own copies, never finished
     "Starts number first, first+1, ... of a step; a pure function of cfg, seed, step and index."
     if cfg.window_cp and pool is None:
         raise ValueError(f"positions.window_cp = {cfg.window_cp} needs an engine; 0 is no filter")
-    starts = (_file_starts if cfg.file else _random_starts)(n, cfg, seed, step, pool, first)
+    if cfg.file: starts = _file_starts(n, cfg, seed, step, pool, first, boards or first + n)
+    else: starts = _random_starts(n, cfg, seed, step, pool, first)
     if not cfg.odds: return starts
     rngs = [random.Random(f"odds {seed} {step} {i}") for i in range(first, first + n)]
     return [at_odds(rng, board) if rng.random() < cfg.odds else board for rng, board in zip(rngs, starts)]

@@ -114,7 +114,8 @@ def initial_model(cfg:Config, own:nn.Module|None=None, resume:str="")->nn.Module
 # %% ../nbs/11_train.ipynb #f1170015
 def make_trainer(cfg:Config, fabric:Fabric, model:nn.Module, pool:EnginePool|None, own:Own)->Trainer:
     "The trainer at its beginning; what cannot work fails here."
-    def starts(step, first, n): return start_positions(n, cfg.positions, cfg.seed, step, pool, first)
+    def starts(step, first, n):
+        return start_positions(n, cfg.positions, cfg.seed, step, pool, first, cfg.sampler.boards)
     def teacher(fens): return pool.best_moves(fens, depth=cfg.sampler.teacher_depth, trusted=True)
     draw:Starts = starts if own.positions is None else check_positions(own.positions, cfg.seed)
     judge = Judge(cfg.reward, pool) if own.reward is None else check_reward(own.reward)

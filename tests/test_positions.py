@@ -2,6 +2,7 @@ import os
 import random
 import subprocess
 import sys
+import zlib
 
 import chess
 import chess.pgn
@@ -197,12 +198,33 @@ def test_starts_from_a_file(tmp_path, window):
     whole = keys(start_positions(20, cfg, 0, 4, pool))
     assert len(set(whole)) == 20 and set(whole) <= {position_key(b) for b in boards if phase_of(b) == "endgame"}
     assert not window or max(abs(rough(f)) for f in whole) <= window
-    assert keys(start_positions(10, cfg, 0, 4, pool, first=10)) == whole[10:]
+    parts = [start_positions(10, cfg, 0, 4, pool, first, boards=20) for first in (0, 10)]      # of two processes
+    assert [*keys(parts[0]), *keys(parts[1])] == whole
     assert keys(start_positions(20, cfg, 0, 5, pool)) != whole and keys(start_positions(20, cfg, 1, 4, pool)) != whole
-    all_of_it = keys(start_positions(200, cfg, 0, 4, pool))                       # more than there are: goes round
-    assert all_of_it[:20] == whole and set(all_of_it) == {k for k in map(position_key, boards) if k in set(all_of_it)}
+    ends = {position_key(b) for b in boards if phase_of(b) == "endgame"}
+    passing = {k for k in ends if not window or abs(rough(k)) <= window}
+    assert set(keys(start_positions(200, cfg, 0, 4, pool))) == passing            # more than there are
     start_positions(1, cfg, 0, 4, pool)[0].push(chess.Move.null())                # own copies
     assert keys(start_positions(20, cfg, 0, 4, pool)) == whole
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_file_is_met_whole_before_it_begins_again(tmp_path, seed):
+    "Each step was a new draw: after as many starts as positions a third of them had not come, and others three times."
+    boards, path = book(tmp_path)
+    cfg, epochs = PositionsConfig(file=str(path), window_cp=0), []
+    for epoch in range(3):
+        steps = [keys(start_positions(15, cfg, seed, step)) for step in range(10*epoch, 10*epoch + 10)]
+        epochs.append(sum(steps, []))
+        assert sorted(epochs[-1]) == sorted(map(position_key, boards))
+    assert epochs[0] != epochs[1] != epochs[2]
+
+def test_a_step_with_a_window_leaves_the_next_one_its_own_candidates(tmp_path):
+    "Half of a file passes: for as long as a quarter of it would do, no start comes twice."
+    _, path = book(tmp_path)
+    def half(fen): return 0 if zlib.crc32(fen.encode()) % 2 else 900
+    cfg = PositionsConfig(file=str(path))
+    seen = sum((keys(start_positions(5, cfg, 0, step, Says(half))) for step in range(7)), [])      # 140 of 150 tried
+    assert len(seen) == len(set(seen)) == 35
 
 def test_finished_positions_are_no_starts(tmp_path):
     path = write(tmp_path, "m.fen",
