@@ -69,8 +69,8 @@ class Replay:
         index = rng.choice(len(self), min(n, len(self)), replace=False)
         ends = np.cumsum([len(part) for part in self.parts])
         which = np.searchsorted(ends, index, side="right")
-        picked = [part.rows(torch.as_tensor(index[which == k] - (ends[k] - len(part))))
-                  for k, part in enumerate(self.parts) if (which == k).any()]
+        picked = [self.parts[k].rows(torch.as_tensor(index[which == k] - (ends[k] - len(self.parts[k]))))
+                  for k in np.unique(which)]
         return join(picked)
 
     def state(self)->list: return [vars(part) for part in self.parts]
