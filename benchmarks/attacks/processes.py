@@ -36,23 +36,45 @@ def left_over(pids, seconds=20):
     return left
 
 
+def same_labels(here, there):
+    "Are the shards of two label sets equal, bit for bit?"
+    shards = [p.name for p in there.glob("shard-*")]
+    return bool(shards) and all((here / n).exists() and (here / n).read_bytes() == (there / n).read_bytes()
+                                for n in shards)
+
+
+def same_net(here, there):
+    "Are the weights in two files equal? Their cards also say how many minutes they took."
+    from safetensors.torch import load_file
+
+    ours, theirs = load_file(here), load_file(there)
+    return ours.keys() == theirs.keys() and all(ours[k].equal(v) for k, v in theirs.items())
+
+
 def signals(tally, folder, n):
     "A signal at a random moment of train and its matches, label, supervised training, arena; then the work goes on."
     fresh(folder)
     label = label_set(folder / "labels")[:-1]
-    rng, names = random.Random(5), ("SIGINT", "SIGTERM", "SIGHUP")
-    assert forked(lambda: train(*RUN, "--out", folder, "--name", "whole"), folder).status == 0
+    rng, names, out = random.Random(5), ("SIGINT", "SIGTERM", "SIGHUP"), folder / "out"
+    fit = ["train", "--labels", folder / "labels", *SUPERVISED, "--out"]
+    new = dict(train=[*RUN, "--out", out, "--name", "x"], matches=[*LONG, "--out", out, "--name", "x"])
+    works = dict(train=lambda: train(*(["--resume", out / "x"] if (out / "x").exists() else new["train"])),
+                 matches=lambda: train(*new["matches"]),
+                 label=lambda: pretrain("label", *label, out / "labels"),
+                 pretrain=lambda: pretrain(*fit, out / "x.safetensors"),
+                 arena=lambda: arena("--a", "tiny", "--b", "random", "--games", "64", "--json", out / "x.json"))
+    same = dict(train=lambda: same_run(out / "x", folder / "whole"),
+                label=lambda: same_labels(out / "labels", folder / "labels"),
+                pretrain=lambda: same_net(out / "x.safetensors", folder / "fit.safetensors"))
+    for whole in (lambda: train(*RUN, "--out", folder, "--name", "whole"),
+                  lambda: pretrain(*fit, folder / "fit.safetensors")):
+        assert forked(whole, folder).status == 0
     for k in range(n):
-        out = fresh(folder / "out")
-        works = dict(
-            train=lambda o=out: train(*RUN, "--out", o, "--name", "x"),
-            matches=lambda o=out: train(*LONG, "--out", o, "--name", "x"),
-            label=lambda o=out: pretrain("label", *label, o / "labels"),
-            pretrain=lambda o=out: pretrain("train", "--labels", folder / "labels", "--out", o / "x.safetensors",
-                                            *SUPERVISED),
-            arena=lambda o=out: arena("--a", "tiny", "--b", "random", "--games", "64", "--json", o / "x.json"))
+        fresh(out)
         what = list(works)[k % len(works)]
-        pid, begun = begin(works[what], folder / ".signal"), time.monotonic()
+        pid, begun = begin(lambda w=works[what]: (out / "begun").touch() or w(), folder / ".signal"), time.monotonic()
+        while not (out / "begun").exists():                 # before that the child is still the attack's
+            time.sleep(.001)
         time.sleep(rng.random() * (6 if what in ("matches", "arena") else 2))
         below = children(pid)
         os.kill(pid, getattr(signal, names[k % 3]))
@@ -62,10 +84,8 @@ def signals(tally, folder, n):
         ended = found.status in (0, 130) or found.status in (-signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT)
         held = ended and "Traceback" not in found.err and not orphans
         held = held and (found.status != 130 or said[0].startswith("stopped"))
-        if what == "train":
-            again = ["--resume", out / "x"] if (out / "x").exists() else [*RUN, "--out", out, "--name", "x"]
-            held = held and forked(lambda a=again: train(*a), folder).status == 0
-            held = held and same_run(out / "x", folder / "whole")
+        if what in same:
+            held = held and forked(works[what], folder).status == 0 and same[what]()
         tally.note(f"{what} {found.status}")
         tally.add(held, (what, names[k % 3], orphans, found))
 
@@ -130,26 +150,55 @@ def engines(tally, folder, n):
         tally.note("engines started again", pool.restarts)
 
 
+TWO_RANKS = """import os, sys
+sys.path[:0] = [{top!r}, {benchmarks!r}]
+import grpo_chess.batch
+from attacks.common import Disk
+from grpo_chess.train import main
+grpo_chess.batch.PATIENCE = 8
+what, rank, at, *args = sys.argv[1:]
+if rank != os.environ["RANK"] or what not in ("engine", "disk"):
+    sys.exit(main(args))
+if what == "engine":
+    os.environ["STOCKFISH_PATH"] = "/nonexistent"
+    sys.exit(main(args))
+with Disk({folder!r}, int(at), "error"):
+    sys.exit(main(args))
+"""
+RANKS = ("kill 0", "kill 1", "stop 0", "stop 1", "agent", "engine 0", "engine 1", "disk 0")   # rank 1 writes nothing
+
+
+def struck(agent, what, run):
+    "Kill or stop what is meant once there is a checkpoint; the processes that were below the agent."
+    begun, own_fault = time.monotonic(), what.startswith(("engine", "disk"))
+    below = []
+    while agent.poll() is None and time.monotonic() < begun + 120:
+        below = children(agent.pid) or below
+        if not own_fault and (run / "checkpoint").exists():
+            break
+        time.sleep(.1)
+    if own_fault or agent.poll() is not None:
+        return below
+    ranks = sorted(p for p in below if b"run.py" in Path(f"/proc/{p}/cmdline").read_bytes())
+    os.kill(agent.pid if what == "agent" else ranks[int(what[-1])],
+            signal.SIGSTOP if what.startswith("stop") else signal.SIGKILL)
+    return below
+
+
 def torchrun(tally, folder, n):
-    "Two ranks: each is killed and stopped, and the agent is killed. Nothing hangs, nobody is left, the run goes on."
+    "Two ranks: each is killed, stopped, has no engine, the disk is full, the agent is killed. The run goes on later."
     fresh(folder)
     script = folder / "run.py"
-    script.write_text("import datetime, sys, torch.distributed as d, grpo_chess.batch as b\nb.PATIENCE = 8\n"
-                      "from grpo_chess.train import main\nsys.exit(main())\n")
+    script.write_text(TWO_RANKS.format(top=str(TOP), benchmarks=str(TOP / "benchmarks"), folder=str(folder)))
     env = os.environ | dict(PYTHONPATH=str(TOP), OMP_NUM_THREADS="1")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    steps = [*RUN, "--trainer.steps", "100000"]
     for k in range(n):
-        what, run = ("kill 0", "kill 1", "stop 0", "stop 1", "agent")[k % 5], folder / f"x{k}"
-        agent = subprocess.Popen([*launch, *steps, "--out", str(folder), "--name", run.name], env=env, text=True,
+        what, run = RANKS[k % len(RANKS)], folder / f"x{k}"
+        judge = ["--reward.judge", "engine", "--engine.processes", "1"] if what.startswith("engine") else []
+        args = [*RUN, *judge, "--trainer.steps", "100000", "--out", str(folder), "--name", run.name]
+        agent = subprocess.Popen([*launch, *f"{what} -".split()[:2], str(10 + 7 * k), *args], env=env, text=True,
                                  stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        begun = time.monotonic()
-        while not (run / "checkpoint").exists() and time.monotonic() < begun + 120 and agent.poll() is None:
-            time.sleep(.1)
-        below = children(agent.pid)
-        ranks = [p for p in below if b"run.py" in Path(f"/proc/{p}/cmdline").read_bytes()]
-        victim = agent.pid if what == "agent" else sorted(ranks)[int(what[-1])]
-        os.kill(victim, signal.SIGSTOP if what.startswith("stop") else signal.SIGKILL)
+        below = struck(agent, what, run)
         deadline = time.monotonic() + 90
         while any(Path(f"/proc/{p}/exe").exists() for p in [agent.pid, *below]) and time.monotonic() < deadline:
             agent.poll()
@@ -159,13 +208,42 @@ def torchrun(tally, folder, n):
             os.kill(p, signal.SIGKILL)
         agent.kill()
         err = agent.communicate()[1]
-        again = forked(lambda r=run: train("--resume", r, "--trainer.steps", "3"), folder)
+        go_on = ["--resume", run] if run.exists() else args
+        again = forked(lambda a=go_on: train(*a, "--trainer.steps", "3"), folder)
         ours = [line for line in err.splitlines() if "grpo_chess" in line and "File" in line]
+        said = not what.startswith(("engine", "disk")) or err.count("\nerror: ") + err.startswith("error: ") == 2
         tally.note(what)
-        tally.add(not left and again.status == 0 and not ours, (what, left, again.status, ours[:2], err[-300:]))
+        tally.add(said and not left and again.status == 0 and not ours, (what, left, again, ours[:2], err[-1500:]))
 
 
-def surroundings(tally, folder, n):
+CLOCK = """import time
+true = time.time
+time.time = lambda: true() + (0., 3600., -86400., 3e9)[int(5*time.monotonic()) % 4]
+"""
+
+
+def clock_that_jumps(tally, folder):
+    "Five times a second the clock goes an hour on, a day back, a century on: the same weights and labels come of it."
+    (fresh(folder / "jumps") / "sitecustomize.py").write_text(CLOCK)
+    (folder / "true").mkdir()
+    label, ends = label_set(folder / "labels")[:-1], []
+    works = [["train", *RUN, *MATCH, "--reward.judge", "engine", "--engine.processes", "1", "--name", "x"],
+             ["pretrain", "label", *label, "out"],
+             ["pretrain", "train", "--labels", folder / "labels", *SUPERVISED, "--out", "net.safetensors"]]
+    for where in (folder / "jumps", folder / "true"):
+        env = os.environ | dict(PYTHONPATH=f"{where}:{TOP}", OMP_NUM_THREADS="1")
+        for command, *args in works:
+            ends.append(subprocess.run([sys.executable, "-m", f"grpo_chess.{command}", *map(str, args)], env=env,
+                                       cwd=where, capture_output=True, text=True, timeout=300))
+    tally.note("a clock that jumps in train, label, pretrain")
+    here, there = folder / "jumps", folder / "true"
+    held = (not any(f.returncode for f in ends) and same_run(here / "runs/x", there / "runs/x")
+            and same_labels(here / "out", there / "out")
+            and same_net(here / "net.safetensors", there / "net.safetensors"))
+    tally.add(held, [f.stderr[-300:] for f in ends])
+
+
+def in_strange_surroundings(tally, folder, n):
     "ASCII, no home, closed and full output, few file handles, a small address space: it works, or says one line."
     fresh(folder)
     base = [sys.executable, "-m", "grpo_chess.train", *RUN, *MATCH, "--trainer.steps", "2", "--out", str(folder)]
@@ -184,6 +262,12 @@ def surroundings(tally, folder, n):
         ours = "grpo_chess/" in found.stderr and "Traceback" in found.stderr
         tally.note(f"{what} {found.returncode}")
         tally.add(found.returncode in (0, 2) and not ours, (what, found.returncode, found.stderr[-500:]))
+
+
+def surroundings(tally, folder, n):
+    "Strange surroundings, and a clock that jumps."
+    in_strange_surroundings(tally, folder / "around", n)
+    clock_that_jumps(tally, folder / "clock")
 
 
 def slope(seconds, values):
