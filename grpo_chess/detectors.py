@@ -105,7 +105,9 @@ def entropy_collapse(history:History)->Finding|None:
     if not gone or start < .01 or good: return None
     known = history.first("expected_regret", "train/avg_reward", "eval_score")
     low = steps[np.argmax(entropy < (max(start/4, .1) if start >= .2 else start/10))]
-    return Finding("entropy_collapse", "critical", .95 if known else .8,
+    whole = reward_trend(history, z=OFTEN)
+    level = whole is not None and whole.rises        # a reward that rose and stays may be all that there was to get
+    return Finding("entropy_collapse", "warning" if level else "critical", .95 if known else .8,
                    f"Entropy fell from {start:.2f} to {end:.3f} nats, "
                    f"{math.exp(min(start, 50)):.1f} to {math.exp(end):.1f} "
                    f"effective moves, and {'the reward no longer rises' if known else 'no reward was logged'}.",
@@ -166,16 +168,19 @@ def group_collapse(history:History)->Finding|None:
     return Finding("group_collapse", "critical", .9, said, (onset(steps, values > limit), int(steps[-1])),
                    dict(agreement=agreement), ("agreement_mean", "entropy"))
 
-@check("no_spread")
+@check("no_spread|reward_spread")
 def no_spread(history:History)->Finding|None:
     "Most groups have equal rewards although their games differ."
-    share, (steps, values) = typical_end(history, "no_spread"), history.finite("no_spread")
+    name = history.first("no_spread", "reward_spread")
+    steps, values = history.finite(name)
+    if name == "reward_spread": values = (values == 0).astype(float)      # of steps: groups are not counted
+    share = float(np.median(values[-max(1, round(.3*len(values))):])) if len(values) else math.nan
     same = typical_end(history, "agreement_mean")
     if not share > .5 or same > .95 or len(steps) < 3: return None
-    learns = still_rises(history, (steps[0] + 2*steps[-1])/3)                # in the last third
-    return Finding("no_spread", "critical" if share > .9 else "note" if learns else "warning", .9,
+    learns = still_rises(history, (steps[0] + 2*steps[-1])/3) or nearly_perfect(history)      # the last third
+    return Finding("no_spread", "note" if learns else "critical" if share > .9 else "warning", .9,
                    f"In {share:.0%} of the groups all rewards are equal, so {share:.0%} of the batch teaches nothing.",
-                   (onset(steps, values > .5), int(steps[-1])), dict(share=share), ("no_spread", "reward_spread"))
+                   (onset(steps, values > .5), int(steps[-1])), dict(share=share), (name, "reward_spread"))
 
 # %% ../nbs/07_detectors.ipynb #losing02
 @check("gain_step")
@@ -233,7 +238,8 @@ def flat_reward(history:History)->Finding|None:
     long, sure = trend.span >= 200, reward_trend(history, z=OFTEN)
     if sure is not None and sure.falls and -mid > .5*scatter and len(steps) >= 20:
         return Finding("reward_falls", "warning", .8, shown + ".", where, told, (name, "entropy"))
-    if finite_high > max(.5*scatter, 0.) and not (len(steps) < 10 and low < 0 < high): return None
+    few = len(steps) < 10 and low < 0 < high and abs(mid) < scatter       # no interval; a rise would stand out
+    if finite_high > max(.5*scatter, 0.) and not few: return None
     if trend.falls and not long: return Finding("reward_falls", "note", .5, shown + ".", where, told, (name, "entropy"))
     return Finding("flat_reward", "warning" if long else "note", .7 if len(steps) >= 20 else .5,
                    f"{shown}; one step differs from the next by {scatter:.2g}.", where, told, (name, "kl_step"))

@@ -55,7 +55,8 @@ class Diagnosis:
     @property
     def summary(self)->str:
         "One sentence: how many alarms, and which to mend first."
-        if not self.alarms: return "No alarm."
+        unsure = "reward_unclear" in self.names()
+        if not self.alarms: return "No alarm, and no learning is shown." if unsure else "No alarm."
         first = self.alarms[0].title
         return f"One alarm: {first}." if len(self.alarms) == 1 else f"{len(self.alarms)} alarms; begin with {first}."
 
@@ -110,7 +111,7 @@ SUBJECTS = {     # what checks judge, in the order in which one wants to know it
     "advantages": ("advantage_scale",), "gradients": ("divergence", "grad_spikes"),
     "the terms of the loss": ("bonus_dominates", "budget_by_value", "terms_cancel", "loss_is_entropy"),
     "the KL controller": ("controller",), "the entropy monitor": ("monitor_silent",),
-    "the reference policy": ("far_reference",), "the length of samples": ("cut_off", "samples_shrink"),
+    "the reference policy": ("far_reference", "negative_kl"), "the length of samples": ("cut_off", "samples_shrink"),
     "speed": ("throughput_falls",)}
 
 def unjudged(diagnosis:Diagnosis)->list[str]:
@@ -371,7 +372,7 @@ def compare(a:History, b:History)->tuple[dict[str, tuple[Any, Any]], list[Change
     for column in shared:
         x, y = (v[(s >= low) & (s <= high)] for s, v in (h.finite(column) for h in (a, b)))
         if len(x) < 3 or len(y) < 3: continue
-        (m, s), (n, t) = (series_mean(v[-max(1, len(v)//3):]) for v in (x, y))
+        (m, s), (n, t) = (series_mean(v[-max(1, len(v)//3):], strict=True) for v in (x, y))
         out.append(Change(column, m, n, widen*math.hypot(s, t)))
     return differing(a.config, b.config), out
 

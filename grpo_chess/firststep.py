@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Pair', 'FLOOR', 'TOP_P', 'TOP_K', 'CAUSES', 'UNEVEN', 'FIRST', 'ENGINES', 'DIRECT', 'AT_FLOOR', 'SUSPECT', 'WOULD',
-           'SPOILS', 'CASES', 'KIND_OF', 'WORDS', 'POORLY', 'TELL', 'typical_scores', 'normalised', 'entropy_of',
-           'two_temperatures', 'noise', 'keep_top', 'truncated_sampler', 'floored_sampler', 'truncated_loss', 'Numbers',
-           'numbers_of', 'Cause', 'misfits', 'Fit', 'predictions', 'best_fit', 'weighed', 'fit_causes', 'named_gap',
-           'known_gap', 'prior_of', 'off_floor', 'at_first', 'kl_column', 'samples_of', 'first_numbers', 'explain',
-           'fit_table', 'is_direct', 'usual_gap', 'bad_start', 'first_step', 'shares', 'shown_numbers', 'grows',
-           'beside', 'severity_of', 'best_explained', 'ratio_is_one']
+           'LOWER', 'SPOILS', 'CASES', 'KIND_OF', 'WORDS', 'POORLY', 'MANY', 'TELL', 'typical_scores', 'normalised',
+           'entropy_of', 'two_temperatures', 'noise', 'keep_top', 'truncated_sampler', 'floored_sampler',
+           'truncated_loss', 'Numbers', 'numbers_of', 'Cause', 'misfits', 'Fit', 'predictions', 'best_fit', 'weighed',
+           'fit_causes', 'named_gap', 'known_gap', 'prior_of', 'off_floor', 'at_first', 'kl_column', 'samples_of',
+           'first_numbers', 'explain', 'fit_table', 'is_direct', 'usual_gap', 'bad_start', 'severity_of', 'first_step',
+           'shares', 'shown_numbers', 'grows', 'beside', 'best_explained', 'ratio_is_one']
 
 # %% ../nbs/07_firststep.ipynb #925c916d
 import math
@@ -20,7 +20,7 @@ from functools import lru_cache, partial
 import numpy as np
 
 from .detectors import clip_range, early, gets_better, number
-from .history import CASES, Case, Finding, History, check
+from .history import CASES, SEVERITIES, Case, Finding, History, check
 
 # %% ../nbs/07_firststep.ipynb #91428649
 @lru_cache(64)
@@ -292,6 +292,7 @@ def first_numbers(history:History)->Numbers:
     at, source = partial(at_first, history), kl_column(history)
     largest = history.values("is_ratio_max")[:FIRST]       # always the same: cut off there, so their mean says nothing
     mean = math.nan if len(largest) > 1 and largest[0] > 1 and not np.ptp(largest) else at("is_ratio_mean")
+    if abs(mean - 1) > 3*at("logp_gap_mean") + .01: mean = math.nan         # a ratio of whole sequences, or masked ones
     kl = math.pi*at(source)**2/4 if source == "logp_gap_mean" else at(source)      # the gap is of a normal log-ratio
     both = source == "kl_engines" and bool(history.first("kl_exact", "approx_kl"))
     if both or source == "logp_gap_mean" and "ratio_error" not in history:     # another ratio than the clip fraction's
@@ -304,9 +305,9 @@ def first_numbers(history:History)->Numbers:
     return Numbers(clip, kl, mean, at("ess"), low, high, at("entropy_gap"), at("entropy"))
 
 def explain(history:History)->list[Fit]:
-    "All causes fitted to the first steps of a run, best first; empty if there is no KL to fit to."
+    "All causes fitted to the first steps of a run, best first; empty if there is nothing to fit to."
     seen, samples, epsilon = first_numbers(history), samples_of(history), clip_range(history.config)
-    if not math.isfinite(seen.kl): return []
+    if not any(map(math.isfinite, (seen.kl, seen.clip, seen.mean_ratio))): return []
     if history.config.get("loss.entropy") == "sampled": seen.entropy_gap = math.nan      # then it is no entropy
     free, gap = fit_causes(seen, samples, epsilon), named_gap(history.config)
     if 1/3 < gap < 3 and gap != 1:                      # the settings' own gap is meant, where it fits as well as any
@@ -321,6 +322,7 @@ def explain(history:History)->list[Fit]:
 # %% ../nbs/07_firststep.ipynb #6e4e4bc1
 WOULD = ("Compute the log-probabilities of one batch twice with the loss's function, and compare them with the "
          "sampler's.")
+LOWER = " A lower learning rate changes nothing."
 SPOILS = ("clip_fraction", "controller_saturated", "lr_too_high", "entropy_collapse", "slow_collapse", "group_collapse",
           "flat_reward", "reward_falls", "divergence", "grad_spikes", "not_a_number", "evaluation_floor",
           "engines_apart")
@@ -329,15 +331,13 @@ CASES |= {
         "two temperatures",
         "The sampler divides the scores by another temperature than the loss, so every ratio is wrong before anything "
         "was learned.",
-        "Divide the scores in the loss by the sampling temperature, or sample at temperature 1. A lower learning rate "
-        "changes nothing.",
+        "Divide the scores in the loss by the sampling temperature, or sample at temperature 1." + LOWER,
         WOULD + " If the difference is not a multiple of the log-probability plus a constant, it is no temperature.",
         SPOILS, True),
     "ratio_noise": Case(
         "noise in the ratio",
         "Something random is on while log-probabilities are computed: dropout, or layers in training mode.",
-        "Set dropout to 0 or the network to evaluation mode in sampler and loss. A lower learning rate changes "
-        "nothing.",
+        "Set dropout to 0 or the network to evaluation mode in sampler and loss." + LOWER,
         WOULD + " If the loss agrees with itself, it is no noise.", SPOILS, True),
     "truncated_sampling": Case(
         "truncated sampling",
@@ -402,6 +402,13 @@ def bad_start(history:History)->bool:
     if is_direct(history, name): return not usual_gap(history, name)
     return seen.clip > .3 or seen.kl > SUSPECT
 
+def severity_of(history:History, kind:str, top:Fit, numbers:Numbers, name:str, known:str)->str:
+    "How bad a wrong first step is, and how sure the log can be of it."
+    if kind == "rounding": return "note" if top.size < .01 else "warning"
+    if is_direct(history, name): return "critical" if numbers.clip > .05 or numbers.kl > .01 else "warning"
+    much = numbers.clip > (.4 if known else .6) or numbers.kl > .1      # several updates may do less, and teach
+    return SEVERITIES[1 + gets_better(history) - much]
+
 # %% ../nbs/07_firststep.ipynb #firststep2
 @check("ratio_error|approx_kl|kl_exact|clip_region|clip_binding|logp_gap_mean|kl_engines|mean_ratio")
 def first_step(history:History)->Finding|None:
@@ -412,19 +419,17 @@ def first_step(history:History)->Finding|None:
         own = {k: v for k, v in history.columns.items() if k not in (*ENGINES, "kl_engines")}
         if (found := first_step(replace(history, columns=own))) and found.alarms: return found
     if fine: return None
-    numbers = first_numbers(history)
+    numbers, where = first_numbers(history), (int(steps[0]), int(steps[off.astype(bool)][-1]))
     said = {k: v for k, v in vars(numbers).items() if math.isfinite(v)}
-    where = (int(steps[0]), int(steps[off.astype(bool)][-1]))
+    seen = f"`{name}` is {history.values(name)[0]:.3g} at the first step, "
     if usual_gap(history, name):
-        small = f"`{name}` is {history.values(name)[0]:.2g}: the sampler and the trainer are two programs."
-        return Finding("usual_gap", "note", .9, small, where, said, (name,))
+        return Finding("usual_gap", "note", .9, seen + "as two programs usually have it.", where, said, (name,))
     if not bad_start(history):
-        small = f"`{name}` is {history.values(name)[0]:.2g} at the first step, which several updates a step can do."
-        return Finding("ratio_unknown", "note", .5, small, where, said, (name,))
+        return Finding("ratio_unknown", "note", .5, seen + "which several updates can do.", where, said, (name,))
     fits = explain(history)
     if not fits:
-        return Finding("ratio_noise", "warning", .4, f"`{name}` is {history.values(name)[0]:.3g} at the first step, "
-                       "where it must be at its floor; without a KL the cause cannot be fitted.", where, said, (name,))
+        return Finding("ratio_noise", "warning", .4, seen + "where it must be at its floor.", where, said, (name,),
+                       change=TELL, called="wrong ratio")
     return best_explained(history, fits, numbers, where, name)
 
 # %% ../nbs/07_firststep.ipynb #c7156fa0
@@ -469,16 +474,10 @@ def beside(history:History, top:Fit)->str:
         history.config, "dropout", "attention_dropout") > 0 else ""
 
 # %% ../nbs/07_firststep.ipynb #explained1
+MANY = ("Log the largest absolute log-ratio of the first minibatch, or make one step with learning rate 0. If it is 0 "
+        "there, the updates are too large: lower the learning rate to a third, or take fewer of them. If not: ")
 TELL = (WOULD + " A difference that is a multiple of the log-probability is a temperature; one that changes from call "
         "to call is noise; one on unlikely moves alone is truncation; one that goes away in float32 is rounding.")
-
-def severity_of(history:History, kind:str, top:Fit, numbers:Numbers, name:str)->str:
-    "How bad a wrong first step is, and how sure the log can be of it."
-    if kind == "rounding": return "note" if top.size < .01 else "warning"
-    if is_direct(history, name): return "critical" if numbers.clip > .05 or numbers.kl > .01 else "warning"
-    much = numbers.clip > .4 or numbers.kl > .1
-    if gets_better(history): return "warning" if much else "note"       # several updates a step, and they teach
-    return "critical" if much else "warning"
 
 def best_explained(
     history:History, fits:list[Fit], numbers:Numbers,
@@ -504,7 +503,9 @@ def best_explained(
     called, well = " or ".join(titles), well*(.5 if kind == "rounding" and grows(history) else 1.)
     if top.chi2 > POORLY*top.seen: called, change = f"wrong ratio, which no known cause fits; nearest: {called}", TELL
     elif len(rivals) > 1: called, change = f"wrong ratio: {called}", TELL
-    return Finding(kind, severity_of(history, kind, top, numbers, name), .98*share[kind]*well + .01, says, where,
+    if not known and not is_direct(history, name):
+        called, change = f"{called} or too large updates", MANY + change.replace(LOWER, "")
+    return Finding(kind, severity_of(history, kind, top, numbers, name, known), .98*share[kind]*well + .01, says, where,
                    said | dict(size=top.size), tuple(dict.fromkeys((name, "clip_region", kl_column(history)))),
                    fit_table(fits), cause, change, called=called)
 
@@ -513,7 +514,7 @@ def best_explained(
 def ratio_is_one(history:History)->Finding|None:
     "Ratio 1, KL 0 and clip fraction 0 throughout: health, and often taken for a bug."
     steps, off, name = off_floor(history)
-    moved = [history.values(n) for n in ("approx_kl", "clip_region", "max_log_ratio") if n in history]
+    moved = [history.values(n) for n in ("approx_kl", "clip_region", "clip_binding", "max_log_ratio") if n in history]
     if off.any() or len(steps) < 3 or any((np.abs(v) > 1e-4).any() for v in moved): return None
     return Finding("ratio_is_one", "healthy", .95, f"`{name}` is at its floor in all {len(steps)} steps.",
                    (int(steps[0]), int(steps[-1])), dict(largest=float(history.values(name).max())), (name,))

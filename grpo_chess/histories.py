@@ -68,7 +68,9 @@ def near(
     name:str,      # that is not known
 )->str:            # a name of the column that may be meant, as `--names` takes it; empty if none is like it
     "The known name that is most like an unknown one."
-    for form in (folded(name), folded(name).split("/")[-1]):
+    last = folded(name).split("/")[-1]
+    if last in HERE or last == "loss_temperature": return ""             # a setting, or another meaning elsewhere
+    for form in (last,) if last in NAMES else (folded(name), last):
         if found := difflib.get_close_matches(form, NAMES, 1, .7 if len(form) > 7 else .8): break
     return SHORT.get(NAMES[found[0]][0], NAMES[found[0]][0]) if found else ""
 
@@ -154,6 +156,8 @@ def as_history(
     read = {*history.columns, "step"}        # a column of text alone is chosen and not read
     history.logged = {column: key for column, key in chosen.items() if folded(key) != column and column in read}
     out_of_per_cent(history)
+    if folded(chosen.get("entropy", "")) == "actor/entropy_loss" and history.values("entropy").max(initial=-1.) <= 0:
+        history.columns["entropy"] = (x := history.columns["entropy"])[0], -x[1]       # some log it as a loss
     history.missed = [key for key in (names or {}).values() if key not in keys]
     history.unknown = sorted(k for k in numeric - set(chosen.values()) if not resolve(k) and not IGNORED.search(k))
     if history.columns: return history
@@ -200,9 +204,11 @@ def read_jsonl(path:Path)->list[dict]:
 
 # %% ../nbs/10_histories.ipynb #13d486e6
 def flatten_once(row:dict)->dict:
-    "Nested metrics as names with a slash."
-    return {k if n is None else f"{k}/{n}": v for k, x in row.items()
-            for n, v in (x.items() if isinstance(x, dict) else [(None, x)])}
+    "Nested metrics, two levels of them, as names with slashes."
+    for _ in range(2):
+        row = {k if n is None else f"{k}/{n}": v for k, x in row.items()
+               for n, v in (x.items() if isinstance(x, dict) else [(None, x)])}
+    return row
 
 # %% ../nbs/10_histories.ipynb #17b0b47d
 def chosen(runs:Iterable[str], run:str, path:Path)->str:

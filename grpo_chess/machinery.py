@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['CASES', 'LEAP', 'BROKEN', 'ALWAYS', 'APART', 'controller', 'monitor_silent', 'bonus_dominates', 'budget_by_value',
            'terms_cancel', 'loss_is_entropy', 'lr_too_low', 'too_large', 'lr_too_high', 'not_a_number', 'divergence',
-           'grad_spikes', 'stale_policy', 'engines_apart', 'clip_fraction', 'advantage_scale', 'throughput_falls']
+           'grad_spikes', 'negative_kl', 'stale_policy', 'engines_apart', 'clip_fraction', 'advantage_scale',
+           'throughput_falls']
 
 # %% ../nbs/07_machinery.ipynb #e3d5279f
 import math
 
 import numpy as np
 
-from .detectors import early, gets_better, number, typical_end
+from .detectors import OFTEN, early, gets_better, number, typical_end
 from .firststep import SPOILS, bad_start, is_direct, off_floor
 from .history import CASES, Case, Finding, History, began, check, ends, onset, reward_trend, theil_sen
 
@@ -215,7 +216,7 @@ def lr_too_low(history:History)->Finding|None:
     steps, moved = history.finite(history.first("kl_step", "kl_reference"))
     if len(steps) < 20 or began(history) == math.inf: return None
     own = "kl_step" in history
-    if not own and (not moved.any() or gets_better(history)): return None       # there is no reference policy
+    if not own and (not moved.any() or gets_better(history) or negative_kl(history)): return None     # none, or no KL
     path = float(np.sqrt(np.maximum(moved, 0)/2).sum()*(steps[-1] - steps[0] + 1)/len(steps)) if own else (
         math.sqrt(max(float(moved[-1]), 0.)/2))
     if path > .02: return None
@@ -270,7 +271,7 @@ def not_a_number(history:History)->Finding|None:
 
 BROKEN = ("loss", "ppo_loss", "grad_norm", "entropy", "approx_kl", "kl_engines", "kl_exact", "train/avg_reward",
           "mean_ratio", "kl_reference", "advantage_std")        # what is a number in every step of a sound run
-ALWAYS = ("loss", "ppo_loss", "grad_norm")                      # and what nobody logs without measuring it
+ALWAYS = ("loss", "ppo_loss", "grad_norm", "train/avg_reward")  # and what nobody logs without measuring it
 
 # %% ../nbs/07_machinery.ipynb #367da11e
 @check("grad_norm|approx_kl|loss|kl_reference")
@@ -279,7 +280,7 @@ def divergence(history:History)->Finding|None:
     for name in ("grad_norm", "approx_kl", "loss", "kl_reference"):
         steps, x = history.finite(name)
         x = np.abs(x)
-        if len(x) < 20: continue
+        if len(x) < 20 or (name == "loss" and gets_better(history)): continue        # penalties are part of a loss
         usual, last = float(np.median(x[len(x)//10:len(x)//2])), float(np.median(x[-max(3, len(x)//10):]))
         late, whole = reward_trend(history, (steps[0] + steps[-1])/2), reward_trend(history)
         stalls = late is not None and whole is not None and late.slope*late.span < whole.slope*whole.span/10
@@ -301,6 +302,28 @@ def grad_spikes(history:History)->Finding|None:
     return Finding("grad_spikes", "warning", .7, f"{high.sum()} gradients are more than 20 times the median of "
                    f"{np.median(norm):.3g}, the largest {norm.max():.3g}.", (int(steps[high][0]), int(steps[high][-1])),
                    dict(largest=float(norm.max())), ("grad_norm",))
+
+# %% ../nbs/07_machinery.ipynb #negkl002
+CASES |= {
+    "negative_kl": Case(
+        "a KL below zero",
+        "No KL is negative. Its estimate from samples is, where they are not the policy's own: a sampler with "
+        "top-p, top-k or another temperature, padding that is counted, or log-probabilities of other tokens.",
+        "Sample at temperature 1 with top-p 1 and top-k off, mask the padding, and compare the log-probabilities of "
+        "one batch with a second computation. Estimate by k3, which is never negative, only when the two agree.",
+        "A sum over all moves, instead of samples, that is as negative.",
+        ("controller_idle", "controller_saturated", "flat_reward", "reward_falls", "lr_too_low"), True),
+}
+
+@check("kl_reference")
+def negative_kl(history:History)->Finding|None:
+    "A KL to the reference that is below 0 by more than its scatter."
+    steps, kl = history.finite("kl_reference")
+    if len(kl) < 5 or not (usual := typical_end(history, "kl_reference")) < -.02: return None
+    scatter = float(np.std(np.diff(kl)))/math.sqrt(2)
+    if -usual < OFTEN*scatter/math.sqrt(.3*len(kl)): return None
+    return Finding("negative_kl", "warning", .9, f"The KL to the reference is {usual:.3g} nats in the last part of the "
+                   "run.", (onset(steps, kl < -.02), int(steps[-1])), dict(kl=usual), ("kl_reference",))
 
 # %% ../nbs/07_machinery.ipynb #stale002
 CASES |= {
@@ -394,7 +417,7 @@ def clip_fraction(history:History)->Finding|None:
 # %% ../nbs/07_machinery.ipynb #652b6433
 @check("advantage_std")
 def advantage_scale(history:History)->Finding|None:
-    "Advantages below a thousandth, above ten, or a tenth or the tenfold of what they were."
+    "Below a thousandth, above thirty, above ten where no reward rises, or a tenth or ten times of what they were."
     steps, std = history.finite("advantage_std")
     if len(std) < 5: return None
     start, end = ends(std, .2)
@@ -403,7 +426,8 @@ def advantage_scale(history:History)->Finding|None:
     if end < 1e-3 or (end < start/10 and len(std) >= 20):
         where = (onset(steps, std < max(1e-3, start/10)), tail)
         return Finding("advantage_vanishes", "warning", .85, said, where, told, ("advantage_std", "reward_spread"))
-    if end > 10 or (end > 10*start and len(std) >= 20):
+    much = end > 30 or end > 10 and not gets_better(history)
+    if much or (end > 10*start and len(std) >= 20):
         where = (onset(steps, std > min(10., 10*start)), tail)
         return Finding("advantage_explodes", "warning", .85, said, where, told, ("advantage_std", "grad_norm"))
     return None
@@ -414,8 +438,8 @@ def throughput_falls(history:History)->Finding|None:
     if "throughput" in history: steps, speed = history.finite("throughput")
     else:
         steps, seconds = history.finite("seconds")
-        plies = history.values("plies")
-        work = plies if len(plies) == len(seconds) else np.ones(len(seconds))
+        sizes = (history.values(name) for name in ("plies", "length"))         # longer samples take longer
+        work = next((x for x in sizes if len(x) == len(seconds)), np.ones(len(seconds)))
         speed = work/np.maximum(seconds, 1e-9)
     if len(speed) < 30: return None
     part = len(speed)//5

@@ -110,7 +110,7 @@ ALIASES = {   # column: what TRL, verl, OpenRLHF, prime-rl, Stable-Baselines3 an
     "reward_spread": ("reward_std", "reward/std", "rewards/std", "critic/score/std", "step_reward_std_within"),
     "no_spread": ("frac_reward_zero_std", "zero_std_frac", "frac_zero_std", "batch/solve_none_or_all"),
     "entropy": ("actor/entropy", "entropy/mean", "entropy_mean", "losses/entropy", "policy_entropy",
-                "-train/entropy_loss", "-actor/entropy_loss"),
+                "-train/entropy_loss", "actor/entropy_loss"),
     "loss": ("loss/mean", "total_loss", "train_total_loss", "losses/total_loss"),
     "ppo_loss": ("actor/pg_loss", "policy_loss", "pg_loss", "train/policy_gradient_loss", "losses/policy_loss"),
     "grad_norm": ("actor/grad_norm", "optim/grad_norm", "gradient_norm", "grad/norm"),

@@ -13,7 +13,7 @@ import numpy as np
 
 # %% auto #0
 __all__ = ['MIN_GAMES', 'BATCHES', 'STUDENT', 'evidence', 'score_interval', 'elo', 'expected_score', 'normalized_elo',
-           'PairedScore', 'SprtConfig', 'Sprt', 'sprt', 'Rating', 'fit_rating', 'series_mean']
+           'PairedScore', 'SprtConfig', 'Sprt', 'sprt', 'Rating', 'fit_rating', 'series_mean', 'memory_of', 'student']
 
 # %% ../nbs/08_stats.ipynb #3e364bc5
 def evidence(
@@ -215,10 +215,27 @@ BATCHES, STUDENT = 5, 2.776     # pieces of a series; 97.5 % quantile of Student
 
 def series_mean(
     values,                     # [n] measurements in the order in which they were made
+    strict:bool=False,          # no narrower than so many independent values allow; none below three of them
 )->tuple[float, float]:         # mean, half the width of its 95 % interval (nan below 10 values)
     "Mean of a series whose neighbours are alike, with its interval by batch means."
     x = np.asarray(values, float)
     mean = float(x.mean()) if len(x) else math.nan
     if len(x) < 2*BATCHES: return mean, math.nan
     means = [part.mean() for part in np.array_split(x, BATCHES)]
-    return mean, STUDENT*float(np.std(means, ddof=1))/math.sqrt(BATCHES)
+    half = STUDENT*float(np.std(means, ddof=1))/math.sqrt(BATCHES)
+    if not strict: return mean, half
+    free = len(x)/memory_of(x) - 1
+    return mean, math.nan if free < 2 else max(half, student(free)*float(x.std())/math.sqrt(free))
+
+def memory_of(
+    values,                     # [n], n > 1
+)->float:                       # steps; 1 where neighbours have nothing in common
+    "How many steps count as one independent value: (1 + r)/(1 - r) of their lag-1 correlation, its bias taken off."
+    x = np.asarray(values, float) - np.mean(values)
+    r = float((x[1:]*x[:-1]).sum()/max((x*x).sum(), 1e-300)) if np.ptp(x) else 0.
+    r = min(max(r + (1 + 3*r)/len(x), 0.), .99)                 # a short series looks less alike than it is
+    return (1 + r)/(1 - r)
+
+def student(free:float)->float:
+    "97.5 % quantile of Student's t with so many degrees of freedom, from 2 on (Cornish and Fisher's expansion)."
+    return 1.96 + 2.37/free + 2.82/free**2 + 2.55/free**3 + 1.6/free**4

@@ -6,7 +6,7 @@ import pytest
 
 from grpo_chess.doctor import as_markdown, diagnose
 from grpo_chess.firststep import normalised, numbers_of, two_temperatures
-from grpo_chess.histories import as_history
+from grpo_chess.histories import HistoryError, as_history, rows_in
 from grpo_chess.history import from_rows
 from grpo_chess.figures import data
 from grpo_chess.panel import read_metrics
@@ -314,3 +314,116 @@ def test_a_policy_that_leaves_its_start_for_nothing_diverges():
                                "train/avg_reward": .2 + .006*min(i, 50) + gain*max(0, i - 50)} for i in range(100)]
     assert [f.name for f in diagnose(from_rows(run_of(0.))).alarms] == ["divergence"]
     assert not diagnose(from_rows(run_of(.006))).alarms
+
+
+# What a reader of other people's logs found
+
+
+SB3 = {"rollout/ep_rew_mean": lambda k, e: 20 + 3*e, "train/clip_fraction": lambda k, e: .45 + .02*e,
+       "train/approx_kl": lambda k, e: .08 + .008*e, "train/entropy_loss": -1.6}
+
+
+def test_several_updates_may_be_too_large_and_nothing_else_wrong():
+    "A mean over updates cannot tell a wrong ratio from a rate that is too high: both are said, and what decides."
+    found = diagnose(log(SB3)).alarms[0]
+    assert found.severity == "warning" and "too large updates" in found.title
+    assert "changes nothing" not in found.change and "first minibatch" in found.change and "to a third" in found.change
+    sure = diagnose(log(SB3, **{"n_epochs": 1, "num_minibatches": 1})).alarms[0]
+    assert sure.severity == "critical" and "too large" not in sure.title and "changes nothing" in sure.change
+
+
+def test_without_a_kl_no_cause_is_made_up():
+    names = {"clip_fraction": lambda k, e: .44 + .01*e, "entropy": 1.5, "reward": noise}
+    found = diagnose(log(names, num_iterations=1)).alarms[0]
+    assert found.title.startswith("wrong ratio") and "multiple of the log-probability" in found.change
+    binding = diagnose(log({"clip_ratio": lambda k, e: .22 + .01*e, "entropy": .4, "reward": rises}))
+    assert not binding.alarms, as_markdown(binding)
+
+
+def test_an_entropy_under_the_name_of_a_loss_has_the_sign_of_an_entropy():
+    fall = [.9*math.exp(-k/25) + .005 for k in range(N)]
+    told = [diagnose(log({"actor/entropy_loss": lambda k, e, s=s: s*fall[k], "reward": noise})) for s in (1, -1)]
+    for found in told:
+        assert found.alarms[0].name == "entropy_collapse" and "from 0.62" in found.alarms[0].says
+        assert "entropy_rises" not in found.names()
+
+
+def test_few_rows_that_rise_are_not_flat():
+    for values in ((.2, .4, .38, .6, .7), (.21, .33, .3, .45, .61)):
+        found = diagnose(as_history([dict(step=50*k + 50, reward=x) for k, x in enumerate(values)], {}, "few"))
+        assert not found.alarms and "flat_reward" not in found.names()
+    level = diagnose(as_history([dict(step=50*k + 50, reward=.3 + .01*(-1)**k) for k in range(6)], {}, "few"))
+    assert "flat_reward" in level.names()
+
+
+def test_no_alarm_is_not_said_where_no_learning_is_shown():
+    assert diagnose(log(dict(reward=noise), steps=60)).summary == "No alarm, and no learning is shown."
+    assert diagnose(log(dict(reward=rises))).summary == "No alarm."
+
+
+def test_a_spread_of_nothing_is_named_before_the_learning_rate():
+    names = dict(reward=lambda k, e: .3 + .001*e, reward_std=0., kl=lambda k, e: 1e-6, grad_norm=1e-4)
+    found = diagnose(log(names))
+    assert found.alarms[0].name == "no_spread" and found.alarms[0].severity == "critical"
+    assert diagnose(log(names | dict(reward_std=lambda k, e: .2 + .01*e))).alarms[0].name == "lr_too_low"
+
+
+def test_a_negative_kl_is_no_small_step():
+    names = {"objective/kl": lambda k, e: -8*k/N + .01*e, "reward": noise, "entropy": 1.}
+    found = diagnose(log(names))
+    assert "negative_kl" in [f.name for f in found.alarms] and "lr_too_low" not in found.names()
+    few = diagnose(log(names | {"objective/kl": lambda k, e: .0005 + .001*e, "reward": rises}))
+    assert not few.alarms                                     # an unbiased estimate is below 0 now and then
+
+
+def test_a_ratio_of_whole_sequences_is_no_gap_between_two_programs():
+    names = VLLM | {"sampling/sampling_logp_difference/mean": .012, "sampling/importance_sampling_ratio/mean": .9}
+    found = diagnose(log(names))
+    assert not found.alarms and "usual_gap" in found.names()
+
+
+def test_certainty_that_was_earned_is_no_fault():
+    solved = {"reward": lambda k, e: min(1., max(0., .98 - .78*math.exp(-k/20) + .005*e)),
+              "frac_reward_zero_std": lambda k, e: .2 + .75*(1 - math.exp(-k/20)), "entropy": lambda k, e: .5 - .002*k}
+    assert not diagnose(log(solved)).alarms
+    level = {"reward": lambda k, e: .35 + .43*(1 - math.exp(-k/30)) + .02*e,
+             "kl": lambda k, e: .05 - .05*math.exp(-k/50), "entropy": lambda k, e: .06 + .24*math.exp(-k/40)}
+    found = diagnose(log(level))
+    assert "entropy_collapse" not in [f.name for f in found.alarms if f.severity == "critical"], as_markdown(found)
+
+
+def test_a_loss_that_is_mostly_a_penalty_diverges_nowhere_while_the_reward_rises():
+    names = dict(loss=lambda k, e: 1e-5*1.05**k, reward=rises)
+    assert not diagnose(log(names)).alarms
+    assert diagnose(log(names | dict(reward=noise))).alarms[0].name == "divergence"
+
+
+def test_longer_samples_take_longer():
+    grows = {"completions/mean_length": lambda k, e: 300 + 6*k, "step_time": lambda k, e: (300 + 6*k)/50 + .1*abs(e),
+             "reward": rises}
+    assert not diagnose(log(grows)).alarms
+    assert diagnose(log(grows | {"completions/mean_length": 300.})).alarms[0].name == "throughput_falls"
+
+
+def test_a_reward_that_never_was_a_number_is_told():
+    found = diagnose(log(dict(reward=math.nan, entropy=lambda k, e: 1 - .001*k, grad_norm=1.)))
+    assert found.alarms[0].name == "not_a_number" and "train/avg_reward" in found.alarms[0].says
+
+
+def test_large_advantages_that_do_not_grow_and_teach_are_no_explosion():
+    names = {"advantages/std": lambda k, e: 18 + .2*e, "reward": rises}
+    assert not diagnose(log(names)).alarms
+    assert diagnose(log(names | {"advantages/std": lambda k, e: 2*1.02**k})).alarms[0].name == "advantage_explodes"
+
+
+def test_a_clip_that_binds_is_no_ratio_of_one():
+    names = {"actor/ppo_kl": lambda k, e: 1e-4*abs(e), "actor/pg_clipfrac": .002, "reward": rises}
+    assert "ratio_is_one" not in diagnose(log(names)).names()
+
+
+def test_a_known_last_part_of_a_name_is_what_it_says():
+    rows = [{"step": k, "grpo/reward": .1 + .01*(k % 3), "grpo/entropy": 1 - .03*k} for k in range(30)]
+    with pytest.raises(HistoryError, match="entropy=grpo/entropy") as told: as_history(rows, {}, "prefix")
+    assert "grad_entropy" not in str(told.value) and "reward=grpo/reward" in str(told.value)
+    nested = rows_in([{"step": k, "metrics": {"train": {"reward": .1*k, "entropy": 1.}}} for k in range(9)])
+    with pytest.raises(HistoryError, match="reward=metrics/train/reward"): as_history(nested)

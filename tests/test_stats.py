@@ -34,6 +34,17 @@ def test_series_mean_by_hand():
     mixed = series_mean([1, 2, 3, 4, 5]*4)              # the same values, in an order that has no trend
     assert mixed[0] == 3 and mixed[1] < .5*half
 
+@pytest.mark.parametrize("alike", (0, .5, .9))
+@pytest.mark.parametrize("n", (10, 20, 33, 66))
+def test_where_neighbours_are_alike_too_long_there_is_no_interval(n, alike):
+    "Two series of one process must not often differ by more than their intervals say; without `strict` they do."
+    series = [(a, b) for a, b in zip(*(wandering(np.random.default_rng(k), 400, n, alike) for k in (1, 2)))]
+    def apart(**how):
+        pairs = [(series_mean(a, **how), series_mean(b, **how)) for a, b in series]
+        return np.mean([abs(a - b) > math.hypot(s, t) for (a, s), (b, t) in pairs])
+    assert apart(strict=True) < .07
+    if alike == .9 and n < 60: assert apart() > .15
+
 def test_short_series_have_a_mean_and_no_interval():
     for values in ([], [1.], [1., 2.]*4):
         mean, half = series_mean(values)
