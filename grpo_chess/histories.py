@@ -31,7 +31,7 @@ from .tracking import read_parts
 # %% ../nbs/10_histories.ipynb #8a5c427e
 MOST = 300_000_000       # bytes of a log: more is not read into memory
 IGNORED = re.compile(          # a checksum that has no letter is a number
-    r"(^|/)(_.*|crc|epoch|total_flos|.*runtime.*|.*timestamp.*|num_(input_)?tokens.*|wall.time)$", re.I)
+    r"(^|/)(_.*|crc|epoch|total_flos|.*runtime.*|.*timestamp.*|n_updates|num_(input_)?tokens.*|wall.time)$", re.I)
 OWN = {"train/avg_reward", "train/reward_best", "train/reward_p90", "ratio_error", "agreement_mean"}   # none but ours
 HERE = {name for name in METRICS if name.startswith("train/")}      # others mean something else by these
 SHORT = {"train/avg_reward": "reward"}                              # what people would type
