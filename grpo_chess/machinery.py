@@ -311,7 +311,7 @@ CASES |= {
         "top-p, top-k or another temperature, padding that is counted, or log-probabilities of other tokens.",
         "Sample at temperature 1 with top-p 1 and top-k off, mask the padding, and compare the log-probabilities of "
         "one batch with a second computation. Estimate by k3, which is never negative, only when the two agree.",
-        "A sum over all moves, instead of samples, that is as negative.",
+        "A column of the opposite sign by its definition: the reference's log-probability minus the policy's.",
         ("controller_idle", "controller_saturated", "flat_reward", "reward_falls", "lr_too_low"), True),
 }
 
