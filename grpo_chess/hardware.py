@@ -26,7 +26,7 @@ def kept_bytes(
     "What autograd keeps for the backward pass of one position."
     d, heads, wide, b = cfg.width, cfg.heads, int(cfg.width*cfg.ffn_ratio), 2 if low else 4
     features = SQUARES*(2*4*d + 6*b*d + 2*b*wide)
-    attention = SQUARES**2*heads*(4 + b if low else 4)
+    attention = SQUARES**2*heads*b
     head = SQUARES*d*(20 if low else 16) + 4*SQUARES**2
     return cfg.layers*(features + attention) + head
 

@@ -70,9 +70,9 @@ class Block(nn.Module):
 
     def attend(self, x):                                                # [N, 64, d]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)   # each [N, heads, 64, d/heads]
-        scores = q @ k.transpose(-2, -1)/math.sqrt(q.shape[-1]) + self.bias               # [N, heads, 64, 64]
-        y = self.drop(scores.softmax(-1)).to(v.dtype) @ v
-        return self.out(y.transpose(1, 2).flatten(-2))                  # [N, 64, d]
+        scores = q @ k.transpose(-2, -1)/math.sqrt(q.shape[-1]) + self.bias.to(q.dtype)   # [N, heads, 64, 64]
+        with torch.autocast(x.device.type, enabled=False): share = scores.softmax(-1)     # stays as wide as q and v
+        return self.out((self.drop(share) @ v).transpose(1, 2).flatten(-2))               # [N, 64, d]
 
     def forward(self, x):
         x = x + self.drop(self.attend(self.norm1(x)))

@@ -189,7 +189,7 @@ def card_training(made:dict, trained:dict, best:dict)->list[str]:    # manifest,
         about = ", ".join(f"{k} {made[k]}" for k in ("engine", "depth", "seed", "source") if k in made)
         lines += [f"Labels: {made.get('rows_in_all', 0):,} positions, {about}.", ""]
     if best:
-        chosen = ("targets", "tau", "batch", "lr", "mirror", "ema", "seed")
+        chosen = ("targets", "tau", "batch", "lr", "mirror", "spread", "ema", "seed")
         steps = 0 if trained.get("minutes") else trained.get("steps", 0)
         what = "loss" if best.get("regret_greedy") is None else "regret of the most likely move"
         early = f" of {steps:,}, where the {what} was least" if best["step"] < steps else ""

@@ -15,9 +15,10 @@ from torch import Tensor
 from .batch import Batch
 from .loss import Plies
 from .model import MoveDist, Policy
+from .reward import best_value
 
 # %% auto #0
-__all__ = ['Judged', 'judged_of', 'join', 'Replay', 'forward_judged']
+__all__ = ['Judged', 'join', 'spread_of', 'judged_of', 'Replay', 'forward_judged']
 
 # %% ../nbs/07_replay.ipynb #rep10004
 @dataclass
@@ -35,20 +36,38 @@ class Judged:
         width = max(1, int((self.legal[index] >= 0).sum(-1).max()))
         return Judged(self.tokens[index], *(x[index, :width] for x in (self.legal, self.logp, self.adv)))
 
-def judged_of(batch:Batch)->Judged:
-    "The positions of a step that train, each once."
-    ro = batch.rollout
-    if batch.table is None: raise ValueError("trainer.replay needs the values of all moves: loss.moves = all")
-    rows = ro.node[..., :-1][ro.train].unique()
-    legal = ro.legal[rows]
-    return Judged(ro.tokens[rows], legal, ro.logp[rows], torch.where(legal >= 0, batch.table[rows], 0.))
-
 def join(parts:list[Judged])->Judged:
     "One after the other."
     width = max(part.legal.shape[1] for part in parts)
     def wide(x, fill): return F.pad(x, (0, width - x.shape[1]), value=fill)
     return Judged(torch.cat([p.tokens for p in parts]), torch.cat([wide(p.legal, -1) for p in parts]),
                   torch.cat([wide(p.logp, -torch.inf) for p in parts]), torch.cat([wide(p.adv, 0.) for p in parts]))
+
+# %% ../nbs/07_replay.ipynb #rep10004b
+def spread_of(
+    value:Tensor,       # [n, L] of each legal move
+    legal:Tensor,       # [n, L] actions, padding -1
+)->Tensor:              # [n], in units of the value
+    "By how much the best move is better than the mean of the legal moves: what there is to be learned of a position."
+    is_move = legal >= 0
+    mean = torch.where(is_move, value, 0.).sum(-1)/is_move.sum(-1).clamp_min(1)
+    return best_value(value, legal)[:, 0] - mean
+
+def judged_of(
+    batch:Batch,
+    spread:float=0.,    # of a position that is surely kept, in units of the reward; half of it is kept half of the time
+    rng:np.random.Generator|None=None,       # which decides
+)->Judged:
+    "The positions of a step that train, each once."
+    ro = batch.rollout
+    if batch.table is None or batch.value is None:
+        raise ValueError("trainer.replay needs the values of all moves: loss.moves = all")
+    rows = ro.node[..., :-1][ro.train].unique()
+    if spread:
+        chance = torch.as_tensor((rng or np.random.default_rng(0)).random(len(rows)))
+        rows = rows[spread_of(batch.value[rows], ro.legal[rows]) > spread*chance]
+    legal = ro.legal[rows]
+    return Judged(ro.tokens[rows], legal, ro.logp[rows], torch.where(legal >= 0, batch.table[rows], 0.))
 
 # %% ../nbs/07_replay.ipynb #rep10005
 class Replay:

@@ -54,6 +54,7 @@ class FitConfig:
         weight_decay: of either
         grad_clip: largest gradient norm; 0 for none
         mirror: turn half of the boards without castling rights left to right
+        spread: best move over the mean of the moves, of a position that each epoch has; half of it: by half a chance
         ema: decay of an average of the weights, which is then the one that is measured and kept; 0 for none
     """
     targets: str = "soft"
@@ -67,6 +68,7 @@ class FitConfig:
     weight_decay: float = .01
     grad_clip: float = 1.
     mirror: bool = False
+    spread: float = 0.
     ema: float = 0.
 
 # %% ../nbs/09_supervised.ipynb #d5d44dc9
@@ -111,7 +113,7 @@ class TrainConfig(FitConfig):
 def check_train(cfg:TrainConfig)->None:
     "ValueError names a setting that is out of its range."
     at_least(cfg, minutes=0, steps=1, batch=1, micro=0, warmup=0, weight_decay=0, grad_clip=0, seed=0, held=1,
-             eval_positions=1, eval_every=1, ema=0)
+             eval_positions=1, eval_every=1, ema=0, spread=0)
     for name in ("tau", "lr", "muon_lr"):
         if not 0 < getattr(cfg, name) < math.inf: raise ValueError(f"{name} = {getattr(cfg, name)} must be above 0")
     choices = dict(model=MODELS, targets=TARGETS, optimizer=("muon", "adamw"), precision=PRECISIONS,
@@ -159,7 +161,7 @@ class Pretrainer:
     "Supervised training of one model; `step()` is one batch."
     def __init__(self, cfg:TrainConfig):
         self.cfg, self.fabric = cfg, one_process(cfg)
-        self.stream = Stream(cfg.labels, cfg.batch, cfg.seed, 0 if cfg.heldout else cfg.held)
+        self.stream = Stream(cfg.labels, cfg.batch, cfg.seed, 0 if cfg.heldout else cfg.held, spread=cfg.spread)
         self.model = first_model(cfg).train()
         self.fabric.to_device(self.model)
         self.kept = copy.deepcopy(self.model) if cfg.ema else self.model       # what is measured and written

@@ -22,7 +22,7 @@ from .reward import win_probability
 
 # %% auto #0
 __all__ = ['TARGETS', 'MEASURES', 'soft_targets', 'best_targets', 'LabelBatch', 'to_batch', 'turn_round', 'cross_entropy',
-           'measure', 'measure_labels', 'training_shards', 'deal', 'read_listed', 'Stream']
+           'measure', 'measure_labels', 'training_shards', 'deal', 'read_listed', 'spreads', 'shuffled', 'Stream']
 
 # %% ../nbs/09_targets.ipynb #9570c856
 TARGETS = ("soft", "best")
@@ -163,12 +163,32 @@ def read_listed(folder:Path, names:list[str], rows:dict[str, int])->Labels:
     sums = {s["name"]: s.get("sha256", "") for s in read_manifest(folder)["shards"]}
     return join([read_shard(folder/n, rows[n], sums.get(n, "")) for n in names])
 
+# %% ../nbs/09_targets.ipynb #tgspreadc
+def spreads(labels:Labels)->np.ndarray:      # [N]; nan where nothing is known
+    "By how much the best move is better than the mean of the moves, in win probability, as far as they are known."
+    known, start = labels.scores != UNKNOWN, labels.offset[:-1]
+    win = win_probability(labels.scores)
+    best = np.maximum.reduceat(np.where(known, win, -np.inf), start)
+    with np.errstate(invalid="ignore"):
+        return best - np.add.reduceat(np.where(known, win, 0.), start)/np.add.reduceat(known, start, dtype=np.int64)
+
+def shuffled(
+    labels:Labels,
+    rng:np.random.Generator,
+    spread:float=0.,         # of a position that surely comes; one with half of it comes by half a chance
+)->np.ndarray:               # positions
+    "The order of an epoch; LabelError if nothing comes."
+    order = rng.permutation(len(labels))
+    if spread: order = order[spreads(labels)[order] > spread*rng.random(len(order))]
+    if len(order): return order
+    raise LabelError(f"no label has a spread near {spread}; lower it")
+
 # %% ../nbs/09_targets.ipynb #b7727327
 class Stream:
     "Batches from the shards of a folder, in random order, epoch after epoch."
-    def __init__(self, folder:str|Path, batch:int, seed:int, held:int=1, window:int=2_000_000):
+    def __init__(self, folder:str|Path, batch:int, seed:int, held:int=1, window:int=2_000_000, spread:float=0.):
         self.folder, self.batch, self.seed = Path(folder), batch, seed
-        self.held, self.window = held, window       # first shards, which are left out; positions in memory
+        self.held, self.window, self.spread = held, window, spread     # first shards, left out; positions in memory
         self.epoch, self.group, self.place, self.rows = 0, 0, 0, training_shards(self.folder, held)
         self.names, self.labels = list[str](), join([])      # what is in memory,
         self.order:np.ndarray|None = None           # and in which order it comes
@@ -182,14 +202,14 @@ class Stream:
         if self.names != (names := self.groups()[self.group]):
             self.labels = join([])                  # room for the next one
             self.names, self.labels = names, read_listed(self.folder, names, self.rows)
-        return np.random.default_rng([self.seed, self.epoch, self.group]).permutation(len(self.labels))
+        return shuffled(self.labels, np.random.default_rng([self.seed, self.epoch, self.group]), self.spread)
 
     def next(self)->tuple[Labels, np.ndarray]:
         "The next batch: labels, and which of them."
         if self.order is None: self.order = self.load()
-        labels, size = self.labels, min(self.batch, len(self.labels))
-        index, self.place = self.order[self.place:self.place + size], self.place + size
-        if self.place + size > len(labels): self.advance()
+        labels, order, size = self.labels, self.order, min(self.batch, len(self.order))
+        index, self.place = order[self.place:self.place + size], self.place + size
+        if self.place + size > len(order): self.advance()
         return labels, index
 
     def advance(self)->None:

@@ -32,6 +32,7 @@ from .optimizer import make_optimizer, move_average
 from .replay import Replay, forward_judged, judged_of
 from .reward import Judge
 from .sampler import Rollout, SamplerConfig, rollout, temperature_at
+from .settings import ConfigError
 
 # %% ../nbs/07_trainer.ipynb #c21931bb
 @dataclass
@@ -49,6 +50,7 @@ class UpdateConfig:
         replay: updates a step on positions of earlier steps besides, with loss.moves = all; 0 for none
         replay_batch: positions of each of them
         replay_window: positions that are kept for it
+        replay_spread: best move over the mean move, of a position that is surely kept; with half of it by half a chance
         collect: share of the run, at its beginning, that only plays and judges, to fill that memory: the rate is 0
         micro_batch: positions in one backward pass at most: a hundred suit a CPU, thousands a GPU; changes nothing else
         freeze: transformer blocks that do not train, counted from the input; the embeddings go with them
@@ -63,6 +65,7 @@ class UpdateConfig:
     replay: int = 0
     replay_batch: int = 256
     replay_window: int = 20_000
+    replay_spread: float = 0.
     collect: float = 0.
     micro_batch: int = 128
     freeze: int = 0
@@ -129,7 +132,8 @@ def check_trainer(
     for name in ("steps", "epochs", "minibatches", "replay_batch", "replay_window", "micro_batch", "sync_every",
                  "checkpoint_every", "keep"):
         if getattr(cfg, name) < 1: raise ValueError(f"trainer.{name} = {getattr(cfg, name)} must be at least 1")
-    for name in ("head_lr", "muon_lr", "warmup", "weight_decay", "grad_clip", "freeze", "budget_every", "replay"):
+    for name in ("head_lr", "muon_lr", "warmup", "weight_decay", "grad_clip", "freeze", "budget_every", "replay",
+                 "replay_spread"):
         if getattr(cfg, name) < 0: raise ValueError(f"trainer.{name} = {getattr(cfg, name)} must not be negative")
     if not 0 <= cfg.collect < 1: raise ValueError(f"trainer.collect = {cfg.collect} must be at least 0 and below 1")
     if not 0 <= cfg.ema < 1: raise ValueError(f"trainer.ema = {cfg.ema} must be at least 0 and below 1")
@@ -368,7 +372,7 @@ class Gradients(Actor):
             if plies is None: continue
             terms = loss_terms(plies, self.loss)
             if budget: budget.add(weighted_terms(terms, self.loss))
-            self.fabric.backward(terms["total"])
+            if torch.is_grad_enabled(): self.fabric.backward(terms["total"])
             terms["kl_exact"] = torch.where(plies.mask, plies.kl_old.detach()*plies.weight, 0.).sum()
             before = old_entropy[ro.node[part, :, :-1].clamp_min(0)].flatten(0, 1).to(plies.entropy.device)
             gap = plies.entropy.detach() - before.view(before.shape + (1,)*(plies.entropy.ndim - 2))
@@ -399,6 +403,8 @@ class Rehearsal(Gradients):
         "One update on judged positions, drawn evenly from the last steps; the same numbers as any update."
         loss, cfg, policy = self.loss, self.tcfg, self.policy(self.model, loss=True)
         reference = Policy(InPrecision(self.reference, self.fabric), policy.temperature) if self.reference else None
+        if not len(self.replay):
+            raise ConfigError(f"no position has the spread of trainer.replay_spread = {cfg.replay_spread}: lower it")
         judged = self.replay.draw(cfg.replay_batch, np.random.default_rng([self.seed, self.done, number, 4]))
         order, sums, seen = (judged.legal >= 0).sum(-1).argsort(), torch.zeros(5, dtype=torch.float64), list[dict]()
         self.optimizer.zero_grad()
@@ -432,11 +438,12 @@ class Learner(Rehearsal):
         for number, boards in enumerate(parts, 1):
             self.optimizer.zero_grad()
             measures = number == len(parts) and cfg.budget_every and self.done % cfg.budget_every == 0
-            budget = Budget(fabric, self.params) if measures else None
-            terms, logp_new = self.minibatch(batch, boards, budget)                   # adds to .grad
+            budget = Budget(fabric, self.params) if measures and not collecting else None
+            with torch.set_grad_enabled(not collecting):                              # who stays needs no gradient
+                terms, logp_new = self.minibatch(batch, boards, budget)               # adds to .grad
             sum_gradients(fabric, self.params)                                        # of all processes
-            norm = clip(fabric, self.model, self.optimizer, cfg.grad_clip)
-            self.check_finite(terms["total"], norm)
+            norm = math.nan if collecting else clip(fabric, self.model, self.optimizer, cfg.grad_clip)
+            self.check_finite(terms["total"], 0. if collecting else norm)
             rows.append(dict(
                 loss=terms["total"], ppo_loss=terms["policy"], kl_term=loss.kl_coef*terms["kl"],
                 entropy_term=-loss.entropy_coef*terms["entropy"], kl_exact=terms["kl_exact"],
@@ -448,7 +455,7 @@ class Learner(Rehearsal):
                 break
             if not collecting: self.move()
         if cfg.replay and not stopped:
-            self.replay.add(judged_of(batch))
+            self.replay.add(judged_of(batch, cfg.replay_spread, np.random.default_rng([self.seed, self.done, 5])))
             rows += [self.rehearse(number) for number in range(0 if collecting else cfg.replay)]
         mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         measured = budget.measured() if budget else dict.fromkeys(budget_of({}), math.nan)

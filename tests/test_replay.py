@@ -1,4 +1,8 @@
 "Learning again from judged positions, and learning towards the improved policy."
+
+import copy
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +13,8 @@ from grpo_chess.history import from_rows
 from grpo_chess.improved import LARGEST, improved_policy, improved_terms
 from grpo_chess.live import progress_text
 from grpo_chess.loss import LossConfig
-from grpo_chess.replay import Judged, Replay
+from grpo_chess.replay import Judged, Replay, judged_of, spread_of
+from grpo_chess.settings import ConfigError
 from small import QUEEN, always, make, steps, weights
 
 ALL = dict(moves="all", entropy_coef=0.)
@@ -68,6 +73,7 @@ def test_a_run_that_collects_first_moves_nothing_until_then():
     assert torch.equal(begun, weights(t)) and not any(r["lr"] for r in rows) and len(t.replay.parts) == 3
     assert all(r["kl_step"] == 0 and r["loss"] == r["loss"] for r in rows)          # measured, and not moved
     assert not t.optimizer.state                            # nor are gradients of rate 0 remembered as a direction
+    assert all(p.grad is None for p in t.params) and not any("grad_norm" in r for r in rows)      # none is taken
     assert not any(r["updates"] or r["guard"] for r in rows) and "memory" in progress_text(rows[0])
     later = steps(t, 5)
     assert "memory" not in progress_text(later[0]) and later[0]["lr"] > 0
@@ -78,6 +84,39 @@ def test_a_run_that_collects_first_moves_nothing_until_then():
     assert later[0]["lr"] == max(r["lr"] for r in later)                            # the schedule begins after it
     many = [row | {"step": 3*k + row["step"]} for k in range(9) for row in rows]
     assert not diagnose(from_rows(many)).alarms
+
+
+def test_positions_without_spread_are_not_kept():
+    plain = ALL | dict(scale="none")                                    # whose advantages are in units of the reward
+    every, wide = (make(loss=plain, replay=2, replay_batch=16, replay_spread=spread) for spread in (0., .2))
+    rows = [steps(t, 3) for t in (every, wide)]
+    assert rows[0][0]["plies"] == rows[1][0]["plies"]                   # the games of the step itself are learned from
+    a, b = every.replay.parts[0], wide.replay.parts[0]
+    gap = torch.tensor([float((adv[m >= 0]).max() - adv[m >= 0].mean()) for adv, m in zip(a.adv, a.legal)])
+    kept = {t.numpy().tobytes() for t in b.tokens}
+    here = torch.tensor([t.numpy().tobytes() in kept for t in a.tokens])
+    assert here[gap >= .2].all() and not here[gap <= 1e-6].any() and 0 < (gap >= .2).sum() < len(b) < (gap > 0).sum()
+    assert wide.replay.draw(1000, np.random.default_rng(0)).adv.shape[0] == len(wide.replay)
+    again = make(loss=plain, replay=2, replay_batch=16, replay_spread=.2)
+    again.load_state(copy.deepcopy(wide.state()))
+    assert steps(again, 1) == steps(wide, 1)
+
+
+def test_a_position_is_kept_by_the_chance_of_its_spread():
+    t = make(loss=ALL, replay=1)
+    batch = t.play()
+    every, rng = judged_of(batch), np.random.default_rng(0)
+    rows = batch.rollout.node[..., :-1][batch.rollout.train].unique()
+    chance = (spread_of(batch.value[rows], batch.rollout.legal[rows])/.5).clamp(max=1)
+    seen = Counter(t.numpy().tobytes() for _ in range(400) for t in judged_of(batch, .5, rng).tokens)
+    share = torch.tensor([seen[t.numpy().tobytes()]/400 for t in every.tokens])
+    assert (share - chance).abs().max() < .12 and ((chance > .1) & (chance < .9)).sum() > 3
+
+
+def test_a_spread_that_nothing_has_is_said():
+    with pytest.raises(ConfigError, match="replay_spread = 1000000.0: lower it"):
+        make(loss=ALL, replay=2, replay_batch=16, replay_spread=1e6).step()
+    with pytest.raises(ValueError, match="replay_spread = -1"): make(loss=ALL, replay=2, replay_spread=-1.)
 
 
 def test_a_controller_waits_until_something_can_move():

@@ -1,5 +1,6 @@
 "Targets, measures and the order of batches, against plain Python and python-chess."
 import math
+from collections import Counter
 
 import chess
 import numpy as np
@@ -8,12 +9,12 @@ import torch
 
 from grpo_chess.board import encode, legal_actions, tokens
 from grpo_chess.engine import MATE
-from grpo_chess.labels import (ACTION_SPACE, UNKNOWN, LabelError, held_out, make_labels, read_shard, read_tokens,
-                               write_manifest, write_shard)
+from grpo_chess.labels import (ACTION_SPACE, UNKNOWN, LabelError, Labels, held_out, join, make_labels, read_shard,
+                               read_tokens, write_manifest, write_shard)
 from grpo_chess.model import MODELS, ChessTransformer, MoveDist, Policy
 from grpo_chess.reward import win_probability
 from grpo_chess.targets import (LabelBatch, Stream, best_targets, cross_entropy, measure, measure_labels, soft_targets,
-                                to_batch, turn_round)
+                                spreads, to_batch, turn_round)
 from made_up import folder_of, made_up, played
 
 @pytest.fixture
@@ -115,6 +116,32 @@ def test_an_epoch_shows_every_position_once_and_resumes_anywhere(labels):
             for t in got[k:]:
                 found, i = other.next()
                 assert (found.tokens[i] == t).all()
+
+def test_positions_without_spread_are_shown_less(labels):
+    every = join([read_shard(labels/n) for n in Stream(labels, 64, 0).rows])
+    by_hand = np.array([win.max() - win.mean() for i in range(len(every))
+                        for win in [win_probability(every.scores[every.offset[i]:every.offset[i + 1]]).astype(float)]])
+    assert spreads(every) == pytest.approx(by_hand, abs=1e-6)
+    spread_by = dict(zip([t.tobytes() for t in every.tokens], by_hand))
+    stream, shown, where = Stream(labels, 16, 0, spread=1.), Counter[bytes](), []
+    while stream.epoch < 200:
+        where.append(stream.state())
+        found, index = stream.next()
+        shown.update(t.tobytes() for t in found.tokens[index])
+    chance, seen = (np.array(x) for x in zip(*[(s, shown[t]/200) for t, s in spread_by.items()]))
+    assert chance.max() - chance.min() > .2 and np.abs(seen - chance).mean() < .05       # a batch's rest is left out
+    other = Stream(labels, 16, 0, spread=1.)
+    other.load_state(where[50])
+    for k in (50, 51, 52): assert other.state() == where[k] and len(other.next()[1])
+    sure = Stream(labels, 16, 0, spread=1e-9)
+    sure.next()
+    assert len(sure.order) == (by_hand > 0).sum()
+    with pytest.raises(LabelError, match="no label has a spread near 1000"): Stream(labels, 8, 0, spread=1e9).next()
+
+def test_the_spread_is_that_of_the_known_moves():
+    labels = Labels(np.zeros((2, 65), np.uint8), np.array([0, 3, 5]), np.zeros(5, np.int16),
+                    np.array([0, UNKNOWN, 0, UNKNOWN, UNKNOWN], np.int16))
+    assert spreads(labels)[0] == 0 and np.isnan(spreads(labels)[1])
 
 def test_new_shards_join_at_the_next_epoch(labels):
     stream = Stream(labels, 64, 0)
