@@ -95,9 +95,10 @@ class Runs:
             save_file(model.state_dict(), weights)
         return model
 
-    def run(self, seen, scored, dropout, seed, rate):
+    def run(self, seen, scored, dropout, seed, rate, bonus=0.0):
         "One run; its rows."
-        done = self.folder / f"{seen}_{scored:g}_{'dropout' if dropout else 'none'}_{seed}_{rate:g}.json"
+        what = f"{seen}_{scored:g}_{'dropout' if dropout else 'none'}_{bonus:g}_{seed}_{rate:g}"
+        done = self.folder / f"{what}.json"
         if done.exists():
             return
         model, judge = self.start(seen, seed), Labelled(self.new)
@@ -108,12 +109,12 @@ class Runs:
             judge.starts(numbers),
             judge,
             SamplerConfig(boards=BOARDS, group=16, plies=1, temperature=TEMPERATURE),
-            LossConfig(scale="none"),
+            LossConfig(scale="none", entropy_coef=bonus),
             TrainerConfig(steps=STEPS, lr=rate, warmup=20, budget_every=0),
             AblateConfig(loss_temperature=scored if scored != TEMPERATURE else 0.0, dropout=dropout),
             seed,
         )
-        who = dict(seen=seen, loss_temperature=scored, dropout=int(dropout), seed=seed, rate=rate)
+        who = dict(seen=seen, loss_temperature=scored, dropout=int(dropout), seed=seed, rate=rate, bonus=bonus)
         before, rows, steps = None, [], []
         for step in range(STEPS + 1):
             if step % EVERY == 0:
