@@ -137,7 +137,7 @@ class Runs:
 
 def table(folder):
     "All rows of the runs that are there."
-    rows = [r for f in sorted(folder.glob("*.json")) for r in json.loads(f.read_text())]
+    rows = [r for f in sorted(folder.glob("[0-9]*.json")) for r in json.loads(f.read_text())]
     with (HERE / "data/headline.csv").open("w", newline="") as f:
         out = csv.DictWriter(f, list(rows[0]), lineterminator="\n")
         out.writeheader()

@@ -19,9 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from law import SHAPE, TAU, apart, exam_of, labels_of, loss_of
-from law import train as teach
-from safetensors.torch import load_file, save_file
+from headline import Runs
+from law import SHAPE, TAU, exam_of, loss_of
 
 from grpo_chess.improved import improved_policy
 from grpo_chess.model import ChessTransformer, MoveDist
@@ -126,34 +125,15 @@ def learn(model, start, labels, numbers, recipe, seed):
     return kept if recipe.ema else model
 
 
-class Runs:
-    "The runs of a folder, each a file; what is there is not made again."
+class Recipes(Runs):
+    "The runs of a folder, each a file, from the starts of headline.py; what is there is not made again."
 
-    def __init__(self, known, new, folder):
-        self.folder, self.known, self.new = folder, labels_of(known), labels_of(new, 1)
-        self.exam = apart(labels_of(new, 0, 1), self.new, self.known)
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.set_num_threads(1)
-
-    def start(self, seed):
-        "The network that has seen some positions of the judge."
-        weights = self.folder / f"start_{SEEN}_{seed}.safetensors"
-        torch.manual_seed(seed)
-        model = ChessTransformer(SHAPE)
-        if weights.exists():
-            model.load_state_dict(load_file(weights), strict=False)
-        else:
-            numbers = np.random.default_rng([201, seed]).permutation(len(self.known))[:SEEN]
-            teach(model, self.known, numbers, "supervised", 1e-3, seed)
-            save_file(model.state_dict(), weights)
-        return model
-
-    def run(self, arm, seed):
+    def learned(self, arm, seed):
         "One run; its row."
-        done = self.folder / f"{list(ARMS).index(arm)}_{seed}.json"
+        done = self.folder / f"recipe_{list(ARMS).index(arm)}_{seed}.json"
         if done.exists():
             return
-        start, model = self.start(seed), self.start(seed)
+        start, model = self.start(SEEN, seed), self.start(SEEN, seed)
         numbers = np.random.default_rng([202, seed]).permutation(len(self.new))[:JUDGED]
         ended = learn(model, start, self.new, numbers, Recipe(**ARMS[arm]), seed)
         before, after = exam_of(start, self.exam), exam_of(ended, self.exam)
@@ -169,7 +149,7 @@ class Runs:
 
 def table(folder):
     "The runs that are there."
-    rows = [json.loads(f.read_text()) for f in folder.glob("*.json")]
+    rows = [json.loads(f.read_text()) for f in folder.glob("recipe_*.json")]
     rows.sort(key=lambda r: (list(ARMS).index(r["arm"]), r["seed"]))
     with (HERE / "data/recipe.csv").open("w", newline="") as f:
         out = csv.DictWriter(f, list(rows[0]), lineterminator="\n")
@@ -185,9 +165,9 @@ def main():
     args = parser.parse_args()
     if args.what == "table":
         return table(args.folders[-1])
-    runs = Runs(*args.folders)
+    runs = Recipes(*args.folders)
     for seed, arm in itertools.product(args.seeds, ARMS):
-        runs.run(arm, seed)
+        runs.learned(arm, seed)
 
 
 if __name__ == "__main__":
