@@ -23,16 +23,17 @@ from tqdm import tqdm
 
 from .board import ACTIONS, action_to_move, legal_actions, position_key, terminal, tokens
 from .engine import MATE, EngineConfig, EnginePool, judge_name
+from .guided import TAU_RANGE, UNIFORM, draw_valued
 from .reward import arrange, win_probability
 from .files import FileError, file_digest, locked, move_aside, open_json, sealed_json, write_whole
 
 # %% auto #0
-__all__ = ['ACTION_SPACE', 'UNKNOWN', 'RANDOM_PLIES', 'TAU_RANGE', 'UNIFORM', 'MAX_PLIES', 'Game', 'SCHEMA', 'SOFT_SCHEMA',
-           'STALE', 'LabelError', 'DamagedLabels', 'Labels', 'join', 'make_labels', 'draw_moves', 'choose_moves',
-           'LabelConfig', 'at_least', 'SelfPlay', 'make_shard', 'write_shard', 'short', 'shard_header', 'token_column',
-           'check_sum', 'read_shard', 'check_labels', 'manifest_of', 'manifest_values', 'read_manifest', 'is_entry',
-           'check_shards', 'say_damaged', 'set_damage_aside', 'write_manifest', 'make_folder', 'locked_part', 'bar',
-           'openings_only', 'label', 'fingerprint', 'read_tokens', 'held_out']
+__all__ = ['ACTION_SPACE', 'UNKNOWN', 'RANDOM_PLIES', 'MAX_PLIES', 'Game', 'SCHEMA', 'SOFT_SCHEMA', 'STALE', 'LabelError',
+           'DamagedLabels', 'Labels', 'join', 'make_labels', 'choose_moves', 'LabelConfig', 'at_least', 'SelfPlay',
+           'make_shard', 'write_shard', 'short', 'shard_header', 'token_column', 'check_sum', 'read_shard',
+           'check_labels', 'manifest_of', 'manifest_values', 'read_manifest', 'is_entry', 'check_shards', 'say_damaged',
+           'set_damage_aside', 'write_manifest', 'make_folder', 'locked_part', 'bar', 'openings_only', 'label',
+           'fingerprint', 'read_tokens', 'held_out']
 
 # %% ../nbs/09_labels.ipynb #00d587e3
 class LabelError(ValueError):
@@ -100,31 +101,14 @@ def make_labels(
 
 # %% ../nbs/09_labels.ipynb #e3b4cc67
 RANDOM_PLIES = 12          # a game begins with 0 to so many random plies
-TAU_RANGE = (.005, .1)     # each game draws its moves at a tau between these
-UNIFORM = .15              # share of moves drawn from all legal ones alike
 MAX_PLIES = 160            # longest game
-
-def draw_moves(
-    scores:np.ndarray,    # [n, L] engine codes, padded with anything
-    count:np.ndarray,     # [n] how many are moves
-    tau:np.ndarray,       # [n] win probability that is worth one nat
-    uniform:float,        # share drawn from all moves alike
-    u:np.ndarray,         # [n] numbers in [0, 1)
-)->np.ndarray:            # [n] slots
-    "Draw from softmax(win probability/tau), mixed with the uniform distribution."
-    is_move = np.arange(scores.shape[1]) < count[:, None]
-    win = np.where(is_move, win_probability(scores).astype(np.float64), -np.inf)
-    p = np.exp((win - win.max(1, keepdims=True))/tau[:, None])
-    p = (1 - uniform)*p/p.sum(1, keepdims=True) + uniform*is_move/count[:, None]
-    cdf = p.cumsum(1)
-    return np.minimum((cdf <= u[:, None]*cdf[:, -1:]).sum(1), count - 1)
 
 def choose_moves(scores:list[list[int]], tau:list[float], rng:np.random.Generator)->list[int]:
     "Which of its moves each game plays."
     count = np.fromiter(map(len, scores), np.int64, len(scores))
     padded = np.zeros((len(scores), count.max()), np.int32)
     padded[np.arange(padded.shape[1]) < count[:, None]] = list(chain.from_iterable(scores))
-    return draw_moves(padded, count, np.array(tau), UNIFORM, rng.random(len(scores))).tolist()
+    return draw_valued(win_probability(padded), count, np.array(tau), UNIFORM, rng.random(len(scores))).tolist()
 
 # %% ../nbs/09_labels.ipynb #4036650e
 @dataclass

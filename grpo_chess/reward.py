@@ -267,6 +267,7 @@ def move_values(
     judge:Judge,
 )->Tensor:              # [M, L] value of each legal move for its mover, where the policy's own plies train; 0 elsewhere
     "Judge every move of a rollout's positions, each once. A repetition is not seen: it belongs to a game."
+    if ro.value is not None: return ro.value               # whoever chose the moves asked for it
     rows = ro.node[..., :-1][ro.train].unique()
     value = torch.zeros(ro.legal.shape)
     value[rows] = judge.of_moves([ro.fens[r] for r in rows.tolist()], ro.legal[rows])

@@ -5,7 +5,7 @@
 # %% ../nbs/02_sampler.ipynb #6e13c40d
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import chess
@@ -36,6 +36,7 @@ class SamplerConfig:
         teacher_forcing: probability that the engine plays a ply of the starter's opponent; such plies never train
         teacher_depth: search depth of those plies
         noise: weight of Dirichlet noise in the first move's distribution; 0 means none
+        guided: share of the run, at its beginning, whose games draw moves from the judge's values; all moves are judged
     """
     boards: int = 32
     group: int = 16
@@ -46,6 +47,7 @@ class SamplerConfig:
     teacher_forcing: float = 0.
     teacher_depth: int = 4
     noise: float = 0.
+    guided: float = 0.
 
     def __post_init__(self):
         def require(name, holds, must):
@@ -58,6 +60,7 @@ class SamplerConfig:
                 "between 0.01 and 100, or 0 for a constant temperature")
         require("teacher_forcing", 0 <= self.teacher_forcing <= 1, "between 0 and 1")
         require("noise", 0 <= self.noise < 1, "at least 0 and below 1")
+        require("guided", 0 <= self.guided <= 1, "between 0 and 1")
 
 # %% ../nbs/02_sampler.ipynb #5b673793
 def temperature_at(
@@ -72,9 +75,9 @@ def temperature_at(
 def uniforms(
     seed:int,            # of the run
     step:int,            # of the run
-    index:list[int],     # global numbers of the boards
+    index:Sequence[int], # global numbers of the boards
     shape:tuple,         # of the numbers for one board
-    purpose:int=0,       # 0 moves, 1 teacher forcing; 2 is root noise, 3 the trainer's order of boards
+    purpose:int=0,       # 0 moves, 1 teacher forcing; 2 root noise, 3 the order of boards, 6 guided games
 )->np.ndarray:           # [len(index), *shape] in [0, 1)
     "Counter-based random numbers: a function of seed, step, board and purpose alone."
     return np.stack([np.random.default_rng([seed, step, b, purpose]).random(shape) for b in index])
@@ -132,6 +135,7 @@ class Rollout:
     weight: Tensor        # [B, G, T] π/μ of the move: 1 unless it was drawn from a μ with root noise (below)
     ended: Tensor         # [B, G, T+1] Terminal of the position in its game's history
     temperature: float    # at which it was sampled
+    value: Tensor|None = None   # [M, L] of each legal move, if whoever chose the moves asked for it
 
     def action_logp(self)->Tensor:   # [B, G, T] nats
         "Log-probability of each move under the policy that sampled it; 0 outside of `train`."
@@ -161,6 +165,7 @@ class Games:
         self.node, self.ended = np.full((n, plies+1), -1), np.zeros((n, plies+1), np.int8)
         self.slot, self.weight = np.zeros((n, plies), int), np.ones((n, plies), np.float32)
         self.played, self.train = np.zeros((n, plies), bool), np.zeros((n, plies), bool)
+        self.value:dict[int, np.ndarray] = {}        # row -> value of each legal move, if `choose` asked for it
 
     def arrive(self, games:list[int], t:int)->list[int]:
         "Record where the games stand after `t` plies; returns those that go on."
@@ -218,6 +223,7 @@ def rollout(
     on_new:Callable[[list[str]], object]|None=None,       # told of new unfinished positions (FENs)
     teacher:Callable[[list[str]], list[str]]|None=None,   # best moves (UCI) of positions; needed for teacher forcing
     on_turn:Callable[[list[str]], object]|None=None,      # told of new positions where the policy moves and learns
+    choose:Callable[[Games, list[int], int, np.ndarray], dict[int, int]]=draw,    # another than the policy may choose
 )->Rollout:                               # on the CPU
     "Play `cfg.group` games of `cfg.plies` plies from every start."
     if cfg.teacher_forcing and teacher is None:
@@ -236,7 +242,7 @@ def rollout(
         rows = sorted({r for i in live if not forced[i, t] and games.table.logp[r := games.node[i, t]] is None})
         if on_turn and learns: on_turn([games.table.fens[r] for r in rows])
         ask(policy, games.table, rows)
-        choice = draw(games, live, t, u[:, t])
+        choice = choose(games, live, t, u[:, t])
         if t == 0 and cfg.noise:
             rngs = [np.random.default_rng([seed, step, b, 2]) for b in index]
             choice = draw_noisy(games, u[:, 0].reshape(-1, cfg.group), cfg.noise, rngs)
@@ -258,8 +264,10 @@ def as_rollout(
     logp = pad_rows([np.empty(0) if row is None else row for row in table.logp], -np.inf, np.float32, legal.shape[1])
     arrays = (games.node, games.slot, games.played, games.train, games.weight, games.ended)
     node, slot, played, train, weight, ended = (torch.as_tensor(x).reshape(games.shape) for x in arrays)
+    known = [games.value.get(r, np.empty(0)) for r in range(len(table))]
+    value = torch.as_tensor(pad_rows(known, 0., np.float32, legal.shape[1])) if games.value else None
     return Rollout(torch.as_tensor(np.stack(table.tokens)), torch.as_tensor(legal), torch.as_tensor(logp), table.fens,
-                   node, slot, played, train, weight, ended, temperature)
+                   node, slot, played, train, weight, ended, temperature, value)
 
 def teacher_choice(
     games:Games,

@@ -26,6 +26,7 @@ from .batch import (
     PRECISIONS, Batch, InPrecision, board_parts, clip, drop_update, forward_all, forward_sampled, gather_boards,
     judge_moves, judge_rollout, measure, micro_batches, sum_gradients, sum_of_all, tempered_gap)
 from .guards import Guard, GuardConfig, check_group, check_guard, collapse_action
+from .guided import chooser
 from .loss import LossConfig, budget_of, loss_terms, ply_weights, ratio_stats, term_gradients, weighted_terms
 from .model import ChessTransformer, MoveDist, Policy, freeze
 from .optimizer import make_optimizer, move_average
@@ -116,10 +117,7 @@ class AblateConfig:
         if self.loss_temperature < 0:
             raise ValueError(f"ablate.loss_temperature = {self.loss_temperature} must not be negative")
 
-def single_update(
-    trainer:TrainerConfig,
-    ablate:AblateConfig,
-)->bool:
+def single_update(trainer:TrainerConfig, ablate:AblateConfig)->bool:
     "Is there one update a step, on games of the present policy? Then the loss never sees old and new policy differ."
     on_policy = trainer.sync_every == 1 and not ablate.loss_temperature and not ablate.dropout
     return on_policy and trainer.epochs*trainer.minibatches == 1 and not trainer.replay
@@ -157,8 +155,9 @@ def check_run(
         raise ValueError(f"trainer.minibatches = {minibatches} is more than sampler.boards = {boards}")
     check_guard(guard, loss, single_update(trainer, ablate), trainer.entropy_end)
     check_group(sampler.group, loss)
-    if trainer.replay and loss.moves != "all":
-        raise ValueError(f"trainer.replay = {trainer.replay} needs the values of all moves: loss.moves = all")
+    for name, value in {"trainer.replay": trainer.replay, "sampler.guided": sampler.guided}.items():
+        if value and loss.moves != "all":
+            raise ValueError(f"{name} = {value} needs the values of all moves: loss.moves = all")
     if trainer.collect and not trainer.replay:
         raise ValueError(f"trainer.collect = {trainer.collect} fills the memory of trainer.replay, which is 0")
     if trainer.replay and processes > 1: raise ValueError("trainer.replay works in one process")
@@ -299,8 +298,10 @@ class Actor(Run):
         "Play this process's share of the games and judge them."
         starts, all_moves = self.starts(self.done, self.first, self.local), self.lcfg.moves == "all"
         on_new, on_turn = (None, self.judge.submit_moves) if all_moves else (self.judge.submit, None)
-        behaviour = self.policy(self.behaviour)                       # the engines work while the games go on
-        ro = rollout(behaviour, starts, self.scfg, self.seed, self.done, self.first, on_new, self.teacher, on_turn)
+        index, progress = range(self.first, self.first + self.local), self.schedule_place/self.tcfg.steps
+        choose = chooser(self.judge, self.scfg, self.seed, self.done, index, progress)
+        ro = rollout(self.policy(self.behaviour), starts, self.scfg, self.seed, self.done, self.first,
+                     on_new, self.teacher, on_turn, choose)           # the engines work while the games go on
         if all_moves: return judge_moves(self.fabric, ro, self.judge, self.lcfg)
         return judge_rollout(self.fabric, ro, self.judge, self.lcfg, self.first)
 

@@ -1,6 +1,5 @@
 "Labels and their files: what the notebook shows on one case, on many; and every way in which a file can be wrong."
 import dataclasses
-import math
 import os
 import signal
 import subprocess
@@ -17,9 +16,9 @@ from grpo_chess.board import legal_actions, position_key, tokens
 from grpo_chess.engine import EngineConfig, EngineError, EnginePool
 from grpo_chess.files import FileError
 from grpo_chess.labels import (
-    STALE, UNKNOWN, LabelConfig, LabelError, SelfPlay, check_shards, draw_moves, join, label, locked_part, make_folder,
+    STALE, UNKNOWN, LabelConfig, LabelError, SelfPlay, check_shards, join, label, locked_part, make_folder,
     make_shard, openings_only, read_manifest, read_shard, write_shard)
-from grpo_chess.reward import MOVE_NAMES, arrange, win_probability
+from grpo_chess.reward import MOVE_NAMES, arrange
 from made_up import ENV, cli, made_up, same
 
 @pytest.fixture(scope="module")
@@ -135,16 +134,6 @@ def test_a_missing_or_strange_answer_stops_the_labelling():
     missing = {k: v for k, v in answer.items() if k != "e2e4"}
     for wrong in (missing, missing | dict(e2e5=0)):
         with pytest.raises(EngineError, match="e2e4"): arrange(wrong, legal, board)
-
-def test_moves_are_drawn_from_the_mixture():
-    rng, scores = np.random.default_rng(0), np.array([[300, 250, -100, 20, 7777]])
-    win = win_probability(scores[0, :4]).astype(float)
-    for tau, uniform in ((.02, 0.), (.02, .3), (.1, .15)):
-        p = np.exp(win/tau)
-        p = (1 - uniform)*p/p.sum() + uniform/4
-        n = 40_000
-        drawn = draw_moves(np.repeat(scores, n, 0), np.full(n, 4), np.full(n, tau), uniform, rng.random(n))
-        assert np.abs(np.bincount(drawn, minlength=5)/n - [*p, 0]).max() < 4*.5/math.sqrt(n)
 
 # Shards
 
