@@ -39,12 +39,13 @@ def draw_valued(
 class Guide:
     "Chooses moves by the judge's values, where a policy would: `choose` of a rollout."
     def __init__(self,
-        judge:Judge,         # its values choose; in win probability, if τ is to mean what it says above
+        judge:Judge,         # its values choose, in win probability
         cfg:SamplerConfig,
         seed:int,            # of the run
         step:int,            # of the run
         index:Sequence[int], # global numbers of the boards
     ):
+        if judge.cfg.scale != "win": raise ValueError("sampler.guided needs win probabilities: reward.scale = win")
         low, high = TAU_RANGE
         self.judge = judge
         self.tau = (low + (high - low)*uniforms(seed, step, index, (cfg.group,), purpose=6)).reshape(-1)     # [B·G]

@@ -52,15 +52,15 @@ class SamplerConfig:
     def __post_init__(self):
         def require(name, holds, must):
             if not holds: raise ValueError(f"sampler.{name} = {getattr(self, name)!r} must be {must}")
-        for name in ("boards", "group", "plies", "teacher_depth"):
-            require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("boards", "group", "plies", "teacher_depth"): require(name, getattr(self, name) >= 1, "at least 1")
         require("learn", self.learn in ("both", "starter"), "both or starter")
         require("temperature", .01 <= self.temperature <= 100, "between 0.01 and 100")
         require("temperature_end", self.temperature_end == 0 or .01 <= self.temperature_end <= 100,
                 "between 0.01 and 100, or 0 for a constant temperature")
-        require("teacher_forcing", 0 <= self.teacher_forcing <= 1, "between 0 and 1")
+        for name in ("teacher_forcing", "guided"): require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         require("noise", 0 <= self.noise < 1, "at least 0 and below 1")
-        require("guided", 0 <= self.guided <= 1, "between 0 and 1")
+        require("guided", not self.guided or not (self.noise or self.teacher_forcing or self.learn == "starter"),
+                "0 beside noise, teacher_forcing or learn = starter")
 
 # %% ../nbs/02_sampler.ipynb #5b673793
 def temperature_at(

@@ -126,3 +126,15 @@ def test_a_share_is_between_0_and_1(wrong):
 def test_sampled_moves_must_be_the_policy_s_own():
     with pytest.raises(ValueError, match="sampler.guided.*loss.moves = all"):
         make(sampler=dict(guided=0.5))
+
+
+@pytest.mark.parametrize("beside", [dict(noise=0.25), dict(teacher_forcing=0.5), dict(learn="starter")], ids=str)
+def test_a_guide_chooses_every_move(beside):
+    SamplerConfig(**beside)
+    with pytest.raises(ValueError, match="sampler.guided = 0.5 must be 0 beside"):
+        SamplerConfig(guided=0.5, **beside)
+
+
+def test_a_guide_needs_win_probabilities():
+    with pytest.raises(ValueError, match="reward.scale = win"):
+        play(Judge(RewardConfig(judge="material", scale="cp")))
